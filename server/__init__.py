@@ -1,0 +1,3 @@
+"""Ponder: an inference-time reasoning server."""
+
+__version__ = "0.1.0"

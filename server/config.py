@@ -1,0 +1,123 @@
+"""The server's settings: a YAML file, then environment variables, then flags; the last one wins.
+
+Environment variables are `PONDER_` and the path joined by two underscores:
+`PONDER_POLICY__MODEL`, `PONDER_LIMITS__TOKENS`. Unknown keys are refused everywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+
+from server.errors import BadRequest
+
+ENV_PREFIX = "PONDER_"
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class VllmSettings(Frozen):
+    """A model run in this process by vLLM."""
+
+    kind: Literal["vllm"] = "vllm"
+    model: str = Field(description="a folder or a hub name")
+    name: str | None = Field(None, description="what the API calls it; the folder's name if unset")
+    profile: str | None = Field(None, description="a model profile; chosen by name if unset")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    max_model_len: int | None = Field(None, ge=16)
+    max_num_seqs: int = Field(256, ge=1, description="sequences it runs at once")
+    kv_cache_bytes: int | None = Field(None, ge=1 << 20, description="CPU, or to override on GPU")
+    gpu_memory_utilization: float = Field(0.45, gt=0, le=1)
+    tensor_parallel_size: int = Field(1, ge=1)
+    on_death: Literal["restart", "exit"] = Field("restart", description="when the engine dies")
+    extra: dict[str, Any] = Field({}, description="more AsyncEngineArgs, passed as they are")
+
+
+class HttpSettings(Frozen):
+    """A model behind an OpenAI-compatible server."""
+
+    kind: Literal["http"] = "http"
+    url: str = Field(description="such as http://policy:8000/v1")
+    model: str
+    name: str | None = None
+    profile: str | None = None
+    api_key: SecretStr | None = None
+    dialect: Literal["vllm", "chat"] = Field(
+        "vllm",
+        description="vllm: token ids in and out; chat: any OpenAI-compatible server, "
+        "whose partial answers are sent back as a trailing assistant message",
+    )
+    tokenizer: str | None = Field(None, description="vllm dialect: folder or hub name; model if unset")
+    context: int | None = Field(None, ge=16, description="context length; asked for if unset")
+    capacity: int = Field(256, ge=1, description="requests sent to it at once")
+    connect_timeout: float = Field(5.0, gt=0, description="seconds")
+    read_timeout: float = Field(60.0, gt=0, description="seconds without a byte")
+    retries: int = Field(2, ge=0, description="only where nothing was generated")
+
+
+EngineSettings = Annotated[VllmSettings | HttpSettings, Field(discriminator="kind")]
+
+
+class PrmSettings(Frozen):
+    """The process reward model: in this process, or a remote vLLM's /pooling route."""
+
+    engine: EngineSettings
+    step_token: str | None = Field(None, description="overrides the profile's")
+
+
+class Limits(Frozen):
+    """What one request, and all of them together, may ask for."""
+
+    tokens: int = Field(65_536, ge=1, description="policy tokens of one search, at most")
+    seconds: float = Field(120.0, gt=0, description="of one search, at most, and the default")
+    calls: int = Field(16_384, ge=1, description="scorer calls of one search, at most")
+    width: int = Field(256, ge=1, description="n, beam width, branch, simulations in parallel")
+    simulations: int = Field(1024, ge=1)
+    depth: int = Field(64, ge=1, description="steps of a path")
+    max_tokens: int = Field(8192, ge=1, description="of one answer")
+    choices: int = Field(16, ge=1, description="`n` of a chat completion, best candidates")
+    concurrency: int = Field(64, ge=1, description="engine requests of one search at once")
+    searches: int = Field(64, ge=1, description="running at once")
+    queue: int = Field(256, ge=0, description="waiting to run; beyond that 429")
+    body_bytes: int = Field(1 << 20, ge=1024)
+    header_count: int = Field(100, ge=8)
+
+
+class TraceSettings(Frozen):
+    """Where traces go. A crash loses at most what was written since the last fsync."""
+
+    enabled: bool = True
+    folder: Path = Path("traces")
+    fsync: Literal["always", "interval", "never"] = "interval"
+    fsync_seconds: float = Field(1.0, gt=0)
+    compact_rows: int = Field(1000, ge=1, description="traces in a Parquet file")
+    queue: int = Field(10_000, ge=1, description="traces waiting to be written")
+
+
+class ServerSettings(Frozen):
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535, description="0: any free one")
+    api_keys: tuple[SecretStr, ...] = Field((), description="none: no key is asked for")
+    header_seconds: float = Field(10.0, gt=0, description="to send a request's head")
+    drain_seconds: float = Field(30.0, gt=0, description="for running searches at shutdown")
+    docs: bool = True
+
+
+class Settings(Frozen):
+    server: ServerSettings = ServerSettings()
+    policy: EngineSettings
+    prm: PrmSettings | None = None
+    profile: str | None = Field(None, description="overrides the policy's")
+    speculation: int = Field(
+        0, ge=0, description="tokens that an open branch may run ahead of its scorer; 0: none"
+    )
+    limits: Limits = Limits()
+    traces: TraceSettings = TraceSettings()

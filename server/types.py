@@ -1,0 +1,261 @@
+"""The nouns everything else is written in. Imports nothing of ours."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Stop(StrEnum):
+    """Why a step ended."""
+
+    STEP = "step"  # a step delimiter or the step's token limit: the path can go on
+    END = "end"  # the policy ended its answer, or wrote one of the caller's stop strings
+    LENGTH = "length"  # the path's token allowance ran out
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the policy is asked: the chat, and the exact ids it was rendered to."""
+
+    messages: tuple[Message, ...]
+    ids: tuple[int, ...]
+
+    @property
+    def question(self) -> str:
+        """The last thing the user said."""
+        return next((m.content for m in reversed(self.messages) if m.role == "user"), "")
+
+
+class Sampling(BaseModel):
+    """How the policy samples. Every field changes the distribution; none depends on the path's
+    split into engine requests (which is why presence and frequency penalties are absent)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    temperature: float = Field(1.0, ge=0, le=2, allow_inf_nan=False)
+    top_p: float = Field(1.0, gt=0, le=1, allow_inf_nan=False)
+    top_k: int = Field(0, ge=0, description="0: all tokens")
+    min_p: float = Field(0.0, ge=0, le=1, allow_inf_nan=False)
+    repetition_penalty: float = Field(1.0, gt=0, le=2, allow_inf_nan=False)
+    stop: tuple[str, ...] = Field((), max_length=16)
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Where a stream of tokens is cut into steps."""
+
+    delimiter: str  # "" for no delimiter: blocks of `max_step_tokens`
+    max_step_tokens: int
+    halt: bool = False  # the engine stops at the first boundary, so that nothing runs ahead
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A piece of an answer, exactly as the engine made it."""
+
+    text: str  # decoded, without control tokens and without the caller's stop string
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]  # natural logs under the sampling distribution; () if unknown
+    stop: Stop
+    version: str  # of the weights that sampled it
+    count: int  # tokens the engine counted for it; len(token_ids) where ids are the policy's own
+
+    def __add__(self, more: Step) -> Step:
+        """This step and its continuation, sampled by a second engine request."""
+        version = self.version if self.version == more.version else f"{self.version},{more.version}"
+        return Step(
+            text=self.text + more.text,
+            token_ids=self.token_ids + more.token_ids,
+            logprobs=self.logprobs + more.logprobs,
+            stop=more.stop,
+            version=version,
+            count=self.count + more.count,
+        )
+
+
+class Status(StrEnum):
+    """What became of a node."""
+
+    OPEN = "open"  # could have gone on
+    EXPANDED = "expanded"
+    PRUNED = "pruned"  # the strategy gave it up
+    TERMINAL = "terminal"  # ended by the policy
+    TRUNCATED = "truncated"  # ended by its token allowance
+
+
+@dataclass(eq=False, slots=True)
+class Node:
+    """A partial or finished answer: the path of steps from the root to here."""
+
+    parent: Node | None = None
+    step: Step | None = None  # None only at the root
+    prompt: Prompt | None = None  # set if the policy saw something else than the path
+    key: tuple[int, ...] = ()  # ordinals from the root, (0, 2, 1): do not depend on timing
+    raw: float | None = None  # the scorer's verdict on this step alone, as it gave it
+    score: float | None = None  # the scorer's value of the whole path
+    prior: float | None = None  # probability among its siblings, where a strategy used one
+    visits: int = 0
+    value_sum: float = 0.0
+    multiplicity: int = 1  # how many times it was sampled (equal siblings are merged)
+    children: list[Node] = field(default_factory=list)
+    asked: int = 0  # children requested so far
+    pruned: bool = False
+    # What this node adds to the ids the scorer reads, where it has a tokenizer of its own.
+    scorer_ids: tuple[int, ...] | None = None
+
+    @property
+    def depth(self) -> int:
+        return len(self.key)
+
+    @property
+    def finished(self) -> bool:
+        return self.step is not None and self.step.stop is not Stop.STEP
+
+    @property
+    def value(self) -> float:
+        """`score`, with an unscored node below every scored one."""
+        return self.score if self.score is not None else float("-inf")
+
+    @property
+    def status(self) -> Status:
+        if self.finished:
+            assert self.step is not None
+            return Status.TERMINAL if self.step.stop is Stop.END else Status.TRUNCATED
+        if self.pruned:
+            return Status.PRUNED
+        return Status.EXPANDED if self.children else Status.OPEN
+
+    def path(self) -> list[Node]:
+        """The nodes that carry a step, first step first; the root is not among them."""
+        nodes: list[Node] = []
+        node: Node | None = self
+        while node is not None and node.step is not None:
+            nodes.append(node)
+            node = node.parent
+        return nodes[::-1]
+
+    def text(self) -> str:
+        return "".join(n.step.text for n in self.path() if n.step)
+
+    def tokens(self) -> int:
+        """Tokens of the path, the prompt not counted."""
+        return sum(n.step.count for n in self.path() if n.step)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How busy an engine is, by its own count."""
+
+    running: int
+    waiting: int
+    capacity: int  # sequences it runs at once
+
+    @property
+    def room(self) -> bool:
+        return self.waiting == 0 and self.running < self.capacity
+
+
+class Tokenizer(Protocol):
+    """Text to ids and back. User text never becomes a control token."""
+
+    def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """The chat as ids, ready for the assistant to speak."""
+        ...
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Plain text; a control token's name in it stays text."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text without control tokens."""
+        ...
+
+
+class Stream(Protocol):
+    """One engine request: an iterator of steps that must be closed; closing it aborts it."""
+
+    prompt_tokens: int
+    cached_tokens: int  # of the prompt, read from the engine's prefix cache
+    generated: int  # tokens the engine has made for it so far, whether or not taken
+
+    def __aiter__(self) -> AsyncIterator[Step]: ...
+
+    async def __anext__(self) -> Step:
+        """The next step. After one that is not `Stop.STEP` (or any, under `Cut.halt`) it ends."""
+        ...
+
+    async def aclose(self) -> None:
+        """Abort in the engine; `generated` is final afterwards."""
+        ...
+
+
+class Engine(Protocol):
+    """A policy. Token ids in, steps of token ids out. Errors: `server.errors.EngineError`."""
+
+    name: str
+    version: str  # of the weights
+    context: int  # the longest prompt plus answer, in tokens
+    tokenizer: Tokenizer
+
+    async def start(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    def stream(
+        self,
+        prompt_ids: Sequence[int],
+        *,
+        max_tokens: int,
+        seed: int | None,
+        sampling: Sampling,
+        cut: Cut,
+        priority: int = 0,
+    ) -> Stream:
+        """Sample a continuation of at most `max_tokens`. A lower `priority` runs first."""
+        ...
+
+    async def label_logprobs(
+        self, ids: Sequence[int], labels: Sequence[int]
+    ) -> tuple[tuple[float, ...], int]:
+        """Natural log-probability of each of `labels` as the token after `ids`, and how many
+        of `ids` came from the prefix cache."""
+        ...
+
+    def load(self) -> Load: ...
+
+    async def check(self) -> None:
+        """Return if the engine can serve; raise `EngineError` if not."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A scorer's verdict on a path."""
+
+    value: float  # of the whole path
+    steps: tuple[float | None, ...]  # raw verdicts on the path's last len(steps) steps
+    computed: int = 0  # scorer tokens
+    cached: int = 0
+
+
+class Scorer(Protocol):
+    """Values a path. Errors: `server.errors.ScorerError`."""
+
+    name: str
+    version: str
+
+    async def score(self, prompt: Prompt, path: Sequence[Node]) -> Score:
+        """`path` holds the nodes with a step, root side first, never empty; `steps` of the
+        answer covers at least those at its end whose `raw` is None."""
+        ...
