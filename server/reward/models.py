@@ -1,0 +1,24 @@
+"""What rewards are made of: the models at hand, and the profile that says how to read them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict
+
+from server.profiles import Profile
+from server.reward.client import PrmClient
+from server.types import Engine
+
+
+class Config(BaseModel):
+    """Base of every reward: its fields are its settings, `scorer` its behaviour."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    policy: Engine
+    profile: Profile
+    prm: PrmClient | None = None
