@@ -1,0 +1,1 @@
+"""Policies: what the search samples from. The list of engines is `build`."""
