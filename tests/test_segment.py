@@ -30,6 +30,8 @@ VOCABULARY: tuple[bytes, ...] = (
     "é".encode()[1:],
     "\N{PILE OF POO}".encode()[:2],
     "\N{PILE OF POO}".encode()[2:],
+    b" \n\n",
+    b"\n# a# ",
 )
 ids_ = st.lists(st.integers(1, len(VOCABULARY) - 1), max_size=60)
 delimiters = st.sampled_from(["\n", "\n\n", "", "# ", "a\n\n"])
