@@ -1,27 +1,26 @@
-"""The server's settings: a YAML file, then environment variables, then flags; the last one wins.
-
-Environment variables are `PONDER_` and the path joined by two underscores:
-`PONDER_POLICY__MODEL`, `PONDER_LIMITS__TOKENS`. Unknown keys are refused everywhere.
-"""
+"""What can be set. `server.settings` reads it from a file, the environment and flags."""
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 
-from server.errors import BadRequest
-
-ENV_PREFIX = "PONDER_"
+from server.profiles import shipped
 
 
 class Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def _is_shipped(name: str) -> str:
+    if name not in shipped():
+        raise ValueError(f"no such profile; there are {', '.join(sorted(shipped()))}")
+    return name
+
+
+ProfileName = Annotated[str, AfterValidator(_is_shipped)]
 
 
 class VllmSettings(Frozen):
@@ -30,7 +29,9 @@ class VllmSettings(Frozen):
     kind: Literal["vllm"] = "vllm"
     model: str = Field(description="a folder or a hub name")
     name: str | None = Field(None, description="what the API calls it; the folder's name if unset")
-    profile: str | None = Field(None, description="a model profile; chosen by name if unset")
+    profile: ProfileName | None = Field(
+        None, description="a model profile; chosen by name if unset"
+    )
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     max_model_len: int | None = Field(None, ge=16)
     max_num_seqs: int = Field(256, ge=1, description="sequences it runs at once")
@@ -48,14 +49,16 @@ class HttpSettings(Frozen):
     url: str = Field(description="such as http://policy:8000/v1")
     model: str
     name: str | None = None
-    profile: str | None = None
+    profile: ProfileName | None = None
     api_key: SecretStr | None = None
     dialect: Literal["vllm", "chat"] = Field(
         "vllm",
         description="vllm: token ids in and out; chat: any OpenAI-compatible server, "
         "whose partial answers are sent back as a trailing assistant message",
     )
-    tokenizer: str | None = Field(None, description="vllm dialect: folder or hub name; model if unset")
+    tokenizer: str | None = Field(
+        None, description="vllm dialect: a folder or a hub name; model if unset"
+    )
     context: int | None = Field(None, ge=16, description="context length; asked for if unset")
     capacity: int = Field(256, ge=1, description="requests sent to it at once")
     connect_timeout: float = Field(5.0, gt=0, description="seconds")
@@ -115,7 +118,7 @@ class Settings(Frozen):
     server: ServerSettings = ServerSettings()
     policy: EngineSettings
     prm: PrmSettings | None = None
-    profile: str | None = Field(None, description="overrides the policy's")
+    profile: ProfileName | None = Field(None, description="overrides the policy's")
     speculation: int = Field(
         0, ge=0, description="tokens that an open branch may run ahead of its scorer; 0: none"
     )
