@@ -1,15 +1,27 @@
-"""The label reward: how probable a good label is after the step, against a bad one."""
+"""The label reward: how probable a good label is as the next token, against a bad one.
+
+As in Math-Shepherd (arXiv 2312.08935), but asked of the policy itself, whose engine has the
+path in its cache already.
+"""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import exp, isnan
 from typing import Literal
 
+from server.errors import BadRequest, ScorerError, boundary, unwrap
 from server.profiles import Aggregate
 from server.reward.models import Config, Models
-from server.types import Prompt, Scorer
+from server.reward.path import aggregate, unscored
+from server.types import Engine, Node, Prompt, Score, Scorer, Stop, Tokenizer
 
 
 class Label(Config):
+    """Two tokens of the policy as a verdict on each step."""
+
     kind: Literal["label"] = "label"
     good: str | None = None  # None: the profile's
     bad: str | None = None
@@ -19,4 +31,71 @@ class Label(Config):
         """Any prompt will do."""
 
     def scorer(self, models: Models) -> Scorer:
-        raise NotImplementedError
+        profile, tokenizer = models.profile, models.policy.tokenizer
+        good = _token(tokenizer, self.good or profile.label.good, "reward.good")
+        bad = _token(tokenizer, self.bad or profile.label.bad, "reward.bad")
+        if good == bad:
+            raise BadRequest("the good and the bad label are the same token", param="reward.bad")
+        return LabelScorer(models.policy, good, bad, self.aggregate or profile.prm.aggregate)
+
+
+def _token(tokenizer: Tokenizer, label: str, param: str) -> int:
+    ids = tokenizer.encode(label)
+    if len(ids) != 1:
+        message = f"{label!r} is {len(ids)} tokens of this policy; a label must be one"
+        raise BadRequest(message, param=param)
+    return ids[0]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelScorer:
+    policy: Engine
+    good: int
+    bad: int
+    rule: Aggregate
+
+    @property
+    def name(self) -> str:
+        return f"label:{self.policy.name}"
+
+    @property
+    def version(self) -> str:
+        return self.policy.version
+
+    async def score(self, prompt: Prompt, path: Sequence[Node]) -> Score:
+        """One short request for each step that has no verdict yet, all at once."""
+        contexts = self._contexts(prompt, path)[len(path) - unscored(path) :]
+        try:
+            async with asyncio.TaskGroup() as group:
+                asked = [group.create_task(self._ask(ids)) for ids in contexts]
+        except ExceptionGroup as error:
+            raise unwrap(error) from None
+        verdicts = tuple(task.result()[0] for task in asked)
+        cached = sum(task.result()[1] for task in asked)
+        computed = sum(map(len, contexts)) - cached
+        return Score(aggregate(self.rule, path, verdicts), verdicts, computed, cached)
+
+    async def _ask(self, ids: Sequence[int]) -> tuple[float, int]:
+        with boundary(ScorerError, self.name):
+            (good, bad), cached = await self.policy.label_logprobs(ids, (self.good, self.bad))
+        if isnan(good - bad):
+            raise ScorerError(f"{self.name}: both labels have log-probability {good}")
+        return _share(good, bad), cached
+
+    def _contexts(self, prompt: Prompt, path: Sequence[Node]) -> list[tuple[int, ...]]:
+        """The ids that the policy had seen and said after each step, its end token not among
+        them: the label stands where the answer would go on."""
+        contexts, ids = [], prompt.ids
+        for node in path:
+            assert node.step is not None
+            ids = (node.prompt.ids if node.prompt else ids) + node.step.token_ids
+            contexts.append(self._open(ids) if node.step.stop is Stop.END else ids)
+        return contexts
+
+    def _open(self, ids: tuple[int, ...]) -> tuple[int, ...]:
+        return ids if self.policy.tokenizer.decode(ids[-1:]) else ids[:-1]
+
+
+def _share(good: float, bad: float) -> float:
+    """exp(good) / (exp(good) + exp(bad)), without overflow."""
+    return 1 / (1 + exp(bad - good)) if good >= bad else 1 - 1 / (1 + exp(good - bad))
