@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from server.reward.cache import Coalescer, VerdictCache
 from server.types import Tokenizer
 
 
@@ -26,6 +27,8 @@ class PrmClient(Protocol):
     context: int  # the longest path it reads, in tokens
     tokenizer: Tokenizer
     step_id: int  # the token at which it gives a verdict
+    cache: VerdictCache  # of all that it was asked, by whichever search
+    flights: Coalescer[Rows]  # what it is being asked now
 
     async def start(self) -> None: ...
 

@@ -34,7 +34,7 @@ class Confidence(Config):
         return ConfidenceScorer(self.aggregate, models.policy.version)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ConfidenceScorer:
     rule: Aggregate
     version: str  # of the policy

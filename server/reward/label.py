@@ -36,7 +36,9 @@ class Label(Config):
         bad = _token(tokenizer, self.bad or profile.label.bad, "reward.bad")
         if good == bad:
             raise BadRequest("the good and the bad label are the same token", param="reward.bad")
-        return LabelScorer(models.policy, good, bad, self.aggregate or profile.prm.aggregate)
+        rule = self.aggregate or profile.prm.aggregate
+        policy = models.policy
+        return LabelScorer(policy, good, bad, rule, f"label:{policy.name}", policy.version)
 
 
 def _token(tokenizer: Tokenizer, label: str, param: str) -> int:
@@ -47,20 +49,14 @@ def _token(tokenizer: Tokenizer, label: str, param: str) -> int:
     return ids[0]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LabelScorer:
     policy: Engine
     good: int
     bad: int
     rule: Aggregate
-
-    @property
-    def name(self) -> str:
-        return f"label:{self.policy.name}"
-
-    @property
-    def version(self) -> str:
-        return self.policy.version
+    name: str
+    version: str
 
     async def score(self, prompt: Prompt, path: Sequence[Node]) -> Score:
         """One short request for each step that has no verdict yet, all at once."""

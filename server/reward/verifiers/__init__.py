@@ -23,7 +23,10 @@ UNKNOWN = 0.5
 class Judge(Protocol):
     """What a verifier knows about questions and answers."""
 
-    asks: str  # what it can judge, for error messages
+    @property
+    def asks(self) -> str:
+        """What it can judge, for error messages."""
+        ...
 
     def right(self, messages: Sequence[str], answer: str) -> bool | None:
         """Whether `answer` solves the last question in the user's `messages` that can be
@@ -51,11 +54,11 @@ class Verifier(Config):
         return VerifierScorer(self.name, JUDGES[self.name], models.profile.answer.pattern)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class VerifierScorer:
     name: str
     judge: Judge
-    pattern: str  # the last match's first group is the answer
+    pattern: str | None  # the last match's first group is the answer; None: all the text is
     version: str = "1"
 
     async def score(self, prompt: Prompt, path: Sequence[Node]) -> Score:
@@ -66,8 +69,13 @@ class VerifierScorer:
     def _verdict(self, prompt: Prompt, leaf: Node) -> float | None:
         if not leaf.finished:
             return None
-        found = [match[1] for match in re.finditer(self.pattern, leaf.text())]
-        return float(bool(found and self.judge.right(_asked(prompt), found[-1] or "")))
+        return float(bool(self.judge.right(_asked(prompt), self._answer(leaf.text()))))
+
+    def _answer(self, text: str) -> str:
+        if self.pattern is None:
+            return text
+        found = [match[1] for match in re.finditer(self.pattern, text)]
+        return (found[-1] or "") if found else ""
 
 
 def _asked(prompt: Prompt) -> list[str]:
