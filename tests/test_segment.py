@@ -93,6 +93,7 @@ def oracle(
 
 @given(ids_, delimiters, stops, limits, splits, st.booleans())
 @example([2, 2, 6, 2, 2], "\n\n", [], 1000, [1, 1, 1], True)
+@example([16, 6, 16], "\n\n", [], 1000, [], False)
 def test_boundaries_are_where_the_oracle_puts_them(
     ids: list[int], delimiter: str, stop: list[str], limit: int, sizes: list[int], eos: bool
 ) -> None:

@@ -132,11 +132,13 @@ class Segmenter:
         max_step_tokens: int,
         version: str,
         before: Sequence[int] = (),
+        begun: int = 0,  # tokens at the end of `before` that belong to the first step
     ):
         self.version = version
         self.ended = False  # an END step was cut; what is fed after it is ignored
         self._patterns = patterns
         self._limit = max_step_tokens
+        self._begun = begun
         self._state = patterns.after(before)
         self._ids: list[int] = []
         self._logprobs: list[float] = []
@@ -153,7 +155,7 @@ class Segmenter:
         steps: list[Step] = []
         if self.ended:
             return steps
-        first, room, state = 0, self._limit - len(self._ids), self._state
+        first, room, state = 0, self._limit - self._begun - len(self._ids), self._state
         for at, token in enumerate(ids):
             state, stop, cut = state.next.get(token) or self._patterns.step(state, token)
             if stop is None:
@@ -192,6 +194,7 @@ class Segmenter:
         )
         self._ids.clear()
         self._logprobs.clear()
+        self._begun = 0
         return step
 
     def _text(self, stop: Stop, cut: int) -> str:
