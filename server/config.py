@@ -59,7 +59,22 @@ class HttpSettings(Frozen):
     tokenizer: str | None = Field(
         None, description="vllm dialect: a folder or a hub name; model if unset"
     )
-    context: int | None = Field(None, ge=16, description="context length; asked for if unset")
+    prefill: Literal["continue_final_message", "trailing"] = Field(
+        "continue_final_message",
+        description="chat dialect: how a server is told that the trailing assistant message is "
+        "unfinished; vLLM and SGLang need their flag, other servers refuse it or need none",
+    )
+    logprobs: bool = Field(True, description="chat dialect: ask for them, which some refuse")
+    priority: bool = Field(
+        False,
+        description="send priorities: the server runs with --scheduling-policy priority",
+    )
+    context: int | None = Field(
+        None,
+        ge=16,
+        description="context length in tokens, asked for if unset; for the chat dialect in "
+        "characters, 1048576 if unset, and the server itself refuses what is too long",
+    )
     capacity: int = Field(256, ge=1, description="requests sent to it at once")
     connect_timeout: float = Field(5.0, gt=0, description="seconds")
     read_timeout: float = Field(60.0, gt=0, description="seconds without a byte")
