@@ -29,6 +29,7 @@ class Budget:
     spent: int = 0
     held: int = 0
     called: int = 0
+    waiting: int = 0  # requests that wait for tokens
     _freed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -62,7 +63,11 @@ class Budget:
     async def freed(self) -> None:
         """Wait until some hold is released."""
         self._freed.clear()
-        await self._freed.wait()
+        self.waiting += 1
+        try:
+            await self._freed.wait()
+        finally:
+            self.waiting -= 1
 
     def call(self) -> None:
         """Count one scorer call, or raise `BudgetSpent`."""

@@ -58,6 +58,7 @@ class Cut:
     delimiter: str  # "" for no delimiter: blocks of `max_step_tokens`
     max_step_tokens: int
     halt: bool = False  # the engine stops at the first boundary, so that nothing runs ahead
+    begun: int = 0  # tokens at the prompt's end that already belong to the first step
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +136,11 @@ class Node:
         if self.pruned:
             return Status.PRUNED
         return Status.EXPANDED if self.children else Status.OPEN
+
+    @property
+    def rank(self) -> tuple[float, tuple[int, ...]]:
+        """Orders nodes by value; of equals the one asked for first is the greater."""
+        return self.value, tuple(-k for k in self.key)
 
     def path(self) -> list[Node]:
         """The nodes that carry a step, first step first; the root is not among them."""

@@ -24,13 +24,15 @@ class Frozen(BaseModel):
 class AnswerProfile(Frozen):
     """Where the final answer stands in the text, and when two answers are the same."""
 
-    pattern: str = r"(?s)\A(.*)\Z"  # its last match's group 1 is the answer
+    # Its last match's group 1 is the answer, and the step it begins in the reply's content; all
+    # before that is reasoning. None: the whole text is the answer.
+    pattern: str | None = None
     key: Literal["text", "expression"] = "text"
 
     @field_validator("pattern")
     @classmethod
-    def _compiles(cls, pattern: str) -> str:
-        if re.compile(pattern).groups < 1:
+    def _compiles(cls, pattern: str | None) -> str | None:
+        if pattern is not None and re.compile(pattern).groups < 1:
             raise ValueError("the answer pattern needs a group")
         return pattern
 

@@ -1,0 +1,160 @@
+"""From a tree to its answers: extraction, canonical keys, the final choice."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from server.profiles import AnswerProfile
+from server.reward.verifiers.expression import expression_key
+from server.types import Node, Stop
+
+# best: the answer whose path scores highest; weighted: equal answers add up their scores;
+# majority: they add up their numbers.
+Choice = Literal["best", "weighted", "majority"]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One finished path (or, if none finished, the best open one)."""
+
+    node: Node
+    reasoning: tuple[str, ...]  # the steps before the answer, as text
+    content: str  # the step(s) that hold the final answer
+    final: str | None  # what the profile's pattern extracts
+    key: str | None  # canonical form of `final`: equal keys are the same answer
+    score: float | None
+    votes: int  # sampled finished paths with this key
+    finish_reason: Literal["stop", "length"]
+
+
+def rank(nodes: Iterable[Node], choice: Choice, profile: AnswerProfile) -> list[Answer]:
+    """A tree's answers, the chosen one first: one of each kind, then the other paths by score.
+
+    Only paths that the policy ended count; if there are none, truncated ones; if none, the best
+    open one. Those with an answer that the profile recognises come before those without. Empty
+    for an empty tree.
+    """
+    paths = _candidates(list(nodes))
+    groups: dict[str, list[Path]] = {}
+    for node in paths:
+        parsed = _parse(node, profile)
+        group = f"={parsed.key}" if parsed.key is not None else f"?{node.key}"
+        groups.setdefault(group, []).append((node, parsed))
+    ordered = sorted(groups.values(), key=lambda g: _order(g, choice), reverse=True)
+    best = [max(group, key=_by_score) for group in ordered]
+    rest = [(path, g) for g in ordered for path in g if path not in best]
+    rest.sort(key=lambda item: _by_score(item[0]), reverse=True)
+    firsts = [_answer(path, group) for path, group in zip(best, ordered, strict=True)]
+    return firsts + [_answer(path, group) for path, group in rest]
+
+
+def _candidates(nodes: list[Node]) -> list[Node]:
+    steps = [n for n in nodes if n.step is not None]
+    ended = [n for n in steps if n.step and n.step.stop is Stop.END]
+    cut = [n for n in steps if n.step and n.step.stop is Stop.LENGTH]
+    leaves = sorted((n for n in steps if not n.children), key=_open_order, reverse=True)
+    return ended or cut or leaves[:1]
+
+
+def _open_order(node: Node) -> tuple[bool, float, int]:
+    return (not node.pruned, node.value, node.depth)
+
+
+@dataclass(frozen=True, slots=True)
+class _Parsed:
+    reasoning: tuple[str, ...]
+    content: str
+    final: str | None
+    key: str | None
+
+
+def _parse(node: Node, profile: AnswerProfile) -> _Parsed:
+    steps = [n.step.text for n in node.path() if n.step]
+    text = "".join(steps)
+    final = extract(text, profile)
+    at = _answer_step(steps, _last_match(text, profile)) if profile.pattern else 0
+    return _Parsed(tuple(steps[:at]), "".join(steps[at:]), final, answer_key(final, profile.key))
+
+
+def _last_match(text: str, profile: AnswerProfile) -> re.Match[str] | None:
+    found = None
+    for match in re.finditer(profile.pattern or r"(?s)\A(.*)\Z", text):
+        found = match
+    return found
+
+
+def extract(text: str, profile: AnswerProfile) -> str | None:
+    """The final answer in `text`, as written."""
+    found = _last_match(text, profile)
+    return found.group(1).strip() if found else None
+
+
+def _answer_step(steps: list[str], found: re.Match[str] | None) -> int:
+    """Index of the step in which the answer begins; the last one if none was recognised."""
+    if found is not None:
+        end = 0
+        for i, step in enumerate(steps):
+            end += len(step)
+            if found.start() < end:
+                return i
+    return len(steps) - 1
+
+
+def answer_key(final: str | None, kind: Literal["text", "expression"]) -> str | None:
+    """A canonical form under which equal answers are equal."""
+    if not final:
+        return None
+    return KEYS[kind](final)
+
+
+def _text_key(text: str) -> str | None:
+    return " ".join(text.split()).casefold().rstrip(".") or None
+
+
+def _expression_key(text: str) -> str | None:
+    return expression_key(text) or _text_key(text)
+
+
+KEYS: Mapping[str, Callable[[str], str | None]] = {
+    "text": _text_key,
+    "expression": _expression_key,
+}
+
+
+Path = tuple[Node, _Parsed]
+
+
+def _by_score(path: Path) -> tuple[float, tuple[int, ...]]:
+    return path[0].rank
+
+
+def _order(group: list[Path], choice: Choice) -> tuple[bool, float, float, tuple[int, ...]]:
+    best, key = max(_by_score(path) for path in group)
+    weights = {
+        "best": best,
+        "weighted": sum((node.score or 0.0) * node.multiplicity for node, _ in group),
+        "majority": float(_votes(group)),
+    }
+    return (group[0][1].final is not None, weights[choice], best, key)
+
+
+def _votes(group: list[Path]) -> int:
+    return sum(node.multiplicity for node, _ in group)
+
+
+def _answer(path: Path, group: list[Path]) -> Answer:
+    node, parsed = path
+    ended = node.step is not None and node.step.stop is Stop.END
+    return Answer(
+        node=node,
+        reasoning=parsed.reasoning,
+        content=parsed.content,
+        final=parsed.final,
+        key=parsed.key,
+        score=node.score,
+        votes=_votes(group),
+        finish_reason="stop" if ended else "length",
+    )

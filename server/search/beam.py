@@ -1,0 +1,83 @@
+"""Beam search over steps, with or without a barrier between levels.
+
+Yao et al. 2023 (Tree of Thoughts, arXiv:2305.10601), Snell et al. 2024 (arXiv:2408.03314). A
+level is a rung of asynchronous successive halving (Li et al. 2018, arXiv:1810.05934): of every
+`branch` nodes that have landed on it one may go on, so the best go on while slow siblings are
+still being written. `quorum=1` waits for the whole level and is exactly the textbook beam.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from heapq import nlargest
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from server.search.answers import Choice
+from server.search.core import Arrivals, Search
+from server.search.strategy import BaseStrategy, Bound
+from server.types import Node
+
+
+@dataclass(slots=True)
+class Rung:
+    """The nodes of one depth."""
+
+    expected: int = 0
+    landed: list[Node] = field(default_factory=list)
+    taken: set[Node] = field(default_factory=set)  # hold a slot; finished nodes do too
+
+    def promote(self, branch: int, quorum: float) -> list[Node]:
+        """The nodes that may go on now: the best of those landed, one slot per `branch`."""
+        if len(self.landed) < quorum * self.expected:
+            return []
+        slots = -(-len(self.landed) // branch) if self.complete else len(self.landed) // branch
+        waiting = (n for n in self.landed if n not in self.taken)
+        chosen = nlargest(slots - len(self.taken), waiting, key=lambda n: n.rank)
+        self.taken.update(chosen)
+        return [n for n in chosen if not n.finished]
+
+    @property
+    def complete(self) -> bool:
+        return len(self.landed) == self.expected
+
+    def losers(self) -> list[Node]:
+        """Those that can no longer go on."""
+        return [n for n in self.landed if n not in self.taken] if self.complete else []
+
+
+class Beam(BaseStrategy):
+    kind: Literal["beam"] = "beam"
+    bounds: ClassVar[dict[str, Bound]] = {"width": "width", "branch": "width"}
+    width: int = Field(4, ge=1, description="paths kept at each depth")
+    branch: int = Field(4, ge=1, description="children of each path")
+    quorum: float = Field(
+        1.0, ge=0, le=1, description="share of a level that must land before its best go on"
+    )
+    choose: Choice = "best"
+
+    async def run(self, search: Search) -> None:
+        rungs: defaultdict[int, Rung] = defaultdict(Rung)
+
+        def open_up(node: Node, n: int) -> None:
+            rungs[node.depth + 1].expected += n
+            search.spawn(collect(search.expand(node, n)))
+
+        async def collect(children: Arrivals) -> None:
+            async for child in children:
+                rung = rungs[child.depth]
+                rung.landed.append(child)
+                for winner in rung.promote(self.branch, self.quorum):
+                    open_up(winner, self.branch)
+                for loser in rung.losers():
+                    await search.prune(loser)
+
+        open_up(search.root, self.width * self.branch)
+
+    def worst_case(self, answer: int, step: int) -> int:
+        return self.width * self.branch * answer
+
+    def most_answers(self) -> int:
+        return self.width * self.branch

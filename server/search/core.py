@@ -1,0 +1,214 @@
+"""The tree, and the verbs a strategy has: grow, expand, spawn, prune, stop.
+
+`run_search` owns every task and every engine request of a search: when it returns or raises,
+none is alive. Strategies never look at the budget: what would exceed it raises `BudgetSpent`
+in the task that asked, which ends quietly, while everything already in flight still lands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Coroutine
+from typing import Any, Protocol
+
+from server.budget import Budget, BudgetSpent
+from server.errors import unwrap
+from server.search.events import Listener, PruneEvent, ScoreEvent, StepEvent
+from server.search.writer import Shape, Writer
+from server.types import Engine, Node, Prompt, Sampling, Scorer, Step, Stop
+
+
+class Runs(Protocol):
+    """What `run_search` needs of a strategy."""
+
+    async def run(self, search: Search) -> None: ...
+
+
+class Arrivals:
+    """Children in the order they land. A plain iterator: it owns no task (cf. PEP 789)."""
+
+    def __init__(self, tasks: list[asyncio.Task[Node | None]]):
+        self._left = len(tasks)
+        self._landed: asyncio.Queue[asyncio.Task[Node | None]] = asyncio.Queue()
+        for task in tasks:
+            task.add_done_callback(self._landed.put_nowait)
+
+    def __aiter__(self) -> Arrivals:
+        return self
+
+    async def __anext__(self) -> Node:
+        while self._left:
+            self._left -= 1
+            task = await self._landed.get()
+            if not task.cancelled() and task.exception() is None and (node := task.result()):
+                return node
+        raise StopAsyncIteration
+
+
+class Search:
+    """One request's tree."""
+
+    def __init__(
+        self,
+        prompt: Prompt,
+        engine: Engine,
+        scorer: Scorer,
+        budget: Budget,
+        *,
+        shape: Shape,
+        sampling: Sampling | None = None,
+        seed: int | None = None,
+        listener: Listener | None = None,
+    ):
+        self.prompt, self.scorer, self.budget = prompt, scorer, budget
+        self.writer = Writer(engine, budget, shape, sampling or Sampling(), seed)
+        self.rng = random.Random(seed)
+        self.root = Node(prompt=prompt)
+        self.nodes = [self.root]
+        self.scorer_computed = self.scorer_cached = 0  # tokens
+        self._emit: Listener = listener or (lambda event: None)
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._group: asyncio.TaskGroup | None = None
+
+    async def grow(
+        self, parent: Node, *, until: Stop = Stop.STEP, score: bool = True, merge: bool = False
+    ) -> Node:
+        """Sample one continuation of `parent`, attach it, score it; the node where it ends.
+
+        `until=Stop.END` writes the whole answer: a chain of one node a step, scored at its
+        end. `merge` returns the sibling that already says the same, if there is one, and
+        counts it (`Node.multiplicity`). Raises `BudgetSpent`.
+        """
+        if score:
+            self.budget.call()
+        key = (*parent.key, parent.asked)
+        parent.asked += 1
+        async with self.writer.path(parent, key, whole=until is Stop.END) as path:
+            while True:
+                path.node = self._attach(path.node, await path.next(), path.key, merge)
+                if until is Stop.STEP or path.node.finished:
+                    break
+                path.key = (*path.node.key, path.node.asked)
+                path.node.asked += 1
+        if score and path.node.score is None:
+            await self._score(path.node)
+        return path.node
+
+    def expand(self, parent: Node, n: int, **how: Any) -> Arrivals:
+        """`n` grows of `parent` at once: `async for child in search.expand(node, 4)`."""
+        return Arrivals([self.spawn(self.grow(parent, **how)) for _ in range(n)])
+
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run `work` alongside. It ends quietly if the budget does; other errors end the search."""
+
+        async def guarded() -> Any:
+            try:
+                return await work
+            except BudgetSpent:
+                return None
+
+        assert self._group is not None, "spawn is for use inside run_search"
+        task = self._group.create_task(guarded())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: work.close())  # cancelled before it began
+        return task
+
+    async def prune(self, node: Node) -> None:
+        """Give `node` up: what runs ahead of it is aborted in the engine."""
+        if not node.finished and not node.pruned:
+            node.pruned = True
+            self._emit(PruneEvent(node))
+        await self.writer.drop(node)
+
+    def stop(self) -> None:
+        """Abort whatever is in flight: the strategy has its answer."""
+        for task in self._tasks - {asyncio.current_task()}:
+            task.cancel()
+
+    @property
+    def answered(self) -> bool:
+        """Whether some path was ended by the policy itself."""
+        return any(n.step is not None and n.step.stop is Stop.END for n in self.nodes)
+
+    @property
+    def kept(self) -> int:
+        """Policy tokens in the tree, merged siblings counted as often as they were sampled."""
+        return sum(n.step.count * n.multiplicity for n in self.nodes if n.step)
+
+    def _attach(self, parent: Node, step: Step, key: tuple[int, ...], merge: bool) -> Node:
+        if merge and (twin := _twin(parent, step)):
+            twin.multiplicity += 1
+            if not twin.children:  # the place first asked for, whichever landed first
+                twin.key = min(twin.key, key)
+            return twin
+        node = Node(parent=parent, step=step, key=key)
+        parent.children.append(node)
+        self.nodes.append(node)
+        self._emit(StepEvent(node))
+        return node
+
+    async def _score(self, node: Node) -> None:
+        path = node.path()
+        verdict = await self.scorer.score(self.prompt, path)
+        scored = path[len(path) - len(verdict.steps) :]
+        for at, raw in zip(scored, verdict.steps, strict=True):
+            at.raw = raw if at.raw is None else at.raw
+        self.scorer_computed += verdict.computed
+        self.scorer_cached += verdict.cached
+        node.score = verdict.value
+        self._emit(ScoreEvent(node))
+
+    async def _run(self, strategy: Runs) -> None:
+        async with asyncio.TaskGroup() as self._group:
+            self.spawn(strategy.run(self))
+
+    def _wrap_up(self) -> None:
+        """At the soft deadline: without an answer yet, the rest of the time is for one."""
+        if not self.answered:
+            self.stop()
+
+    async def _finish(self) -> None:
+        """Write the best open path to its end with the tokens held back for that."""
+        self.writer.last_resort = True
+        self.budget.reserve = 0
+        leaves = (n for n in self.nodes if not n.finished and not n.children)
+        leaf = max(leaves, key=lambda n: (not n.pruned, n.value, n.depth), default=None)
+        if leaf is not None:
+            await self.grow(leaf, until=Stop.END, score=False)
+
+
+async def run_search(strategy: Runs, search: Search, *, finishing: float = 0.2) -> None:
+    """Run to the strategy's end, the budget's end or the deadline.
+
+    If by then no path is finished, the best open one is written to its end with the tokens
+    (`Budget.reserve`) and the share `finishing` of the time held back for that. Raises what an
+    engine or scorer raised.
+    """
+    loop, seconds = asyncio.get_running_loop(), search.budget.seconds
+    wrap_up = None
+    if seconds is not None:
+        wrap_up = loop.call_later(seconds * (1 - finishing), search._wrap_up)
+    try:
+        async with asyncio.timeout(seconds):
+            await search._run(strategy)
+            if not search.answered:
+                await search._finish()
+    except (TimeoutError, BudgetSpent):
+        pass  # the best so far is in the tree
+    except BaseExceptionGroup as group:
+        raise unwrap(group) from None
+    finally:
+        if wrap_up is not None:
+            wrap_up.cancel()
+        await search.writer.close()
+
+
+def _twin(parent: Node, step: Step) -> Node | None:
+    """The child of `parent` that already says exactly this."""
+    for child in parent.children:
+        assert child.step is not None
+        if child.step.token_ids == step.token_ids and child.step.stop is step.stop:
+            return child
+    return None

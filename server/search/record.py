@@ -1,0 +1,68 @@
+"""A finished search as a trace record."""
+
+from __future__ import annotations
+
+from server.profiles import AnswerProfile
+from server.search.answers import answer_key, extract
+from server.search.core import Search
+from server.traces.schema import NodeRecord, UsageRecord, VersionSpan
+from server.types import Node
+
+
+def node_records(
+    search: Search, profile: AnswerProfile, *, verified: bool
+) -> tuple[NodeRecord, ...]:
+    """Every node in the order it was attached; the root is 0.
+
+    `verified`: raw scores are a verifier's verdicts, so they are outcomes too.
+    """
+    ids = {node: i for i, node in enumerate(search.nodes)}
+    return tuple(_record(node, ids, profile, verified) for node in search.nodes)
+
+
+def _record(node: Node, ids: dict[Node, int], profile: AnswerProfile, verified: bool) -> NodeRecord:
+    step, parent = node.step, node.parent
+    return NodeRecord(
+        id=ids[node],
+        parent=None if parent is None else ids[parent],
+        depth=node.depth,
+        sibling_index=node.key[-1] if node.key else 0,
+        key=node.key,
+        text=step.text if step else "",
+        token_ids=step.token_ids if step else (),
+        logprobs=step.logprobs if step and step.logprobs else None,
+        policy_version_spans=(
+            (VersionSpan(version=step.version, start=0, end=len(step.token_ids)),) if step else ()
+        ),
+        prompt_ids=node.prompt.ids if node.prompt and parent else None,
+        multiplicity=node.multiplicity,
+        prm_raw=node.raw,
+        prm_agg=node.score,
+        prior=node.prior,
+        visits=node.visits,
+        value_sum=node.value_sum,
+        status=str(node.status),
+        finish_reason=str(step.stop) if step else None,
+        outcome=node.raw if verified and node.finished else None,
+        answer_norm=answer_key(extract(node.text(), profile), profile.key)
+        if node.finished
+        else None,
+    )
+
+
+def usage_record(search: Search, seconds: float) -> UsageRecord:
+    """What the search cost. Call it when nothing of the search runs any more."""
+    ledger = search.writer.ledger
+    return UsageRecord(
+        prompt=len(search.prompt.ids),
+        prompt_computed=ledger.prompt - ledger.cached,
+        prompt_cached=ledger.cached,
+        policy=ledger.generated,
+        kept=search.kept,
+        discarded=ledger.generated - search.kept,
+        scorer_computed=search.scorer_computed,
+        scorer_cached=search.scorer_cached,
+        scorer_calls=search.budget.called,
+        nodes=len(search.nodes) - 1,
+        seconds=seconds,
+    )

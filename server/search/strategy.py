@@ -1,0 +1,33 @@
+"""What every strategy is: a frozen pydantic class that holds its settings and its `run`."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from server.search.answers import Choice
+from server.search.core import Search
+
+Bound = Literal["width", "simulations"]  # of server.config.Limits
+
+
+class BaseStrategy(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bounds: ClassVar[dict[str, Bound]] = {}  # field -> the server's limit that caps it
+    kind: str
+    choose: Choice
+
+    @abstractmethod
+    async def run(self, search: Search) -> None:
+        """Grow the tree. Ends early when the budget does."""
+
+    @abstractmethod
+    def worst_case(self, answer: int, step: int) -> int:
+        """Policy tokens this may take, with answers and steps of at most so many tokens."""
+
+    @abstractmethod
+    def most_answers(self) -> int:
+        """Finished paths this can end with, at most."""

@@ -1,0 +1,217 @@
+"""How a path is written: engine requests, the tokens held for them, and what runs ahead.
+
+A branch is an open stream (`server/engine`). It may stay open when its step has been taken, and
+then runs ahead while the scorer works: bounded by the tokens held for it, only while the engine
+has room, and thrown away (and counted as discarded) if nobody continues that node.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, replace
+from zlib import crc32
+
+from server.budget import Budget, BudgetSpent, Hold
+from server.types import Cut, Engine, Node, Sampling, Step, Stop, Stream
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How long things may get. All lengths in policy tokens."""
+
+    cut: Cut
+    max_tokens: int  # of one answer
+    chunk: int = 256  # held at a time for an answer written in one go
+    lookahead: int = 0  # that an open branch may run ahead of its scorer; 0: not at all
+
+
+@dataclass(slots=True)
+class Ledger:
+    """Tokens of a search's engine requests, counted as each one closes."""
+
+    generated: int = 0
+    prompt: int = 0
+    cached: int = 0
+
+
+@dataclass(eq=False, slots=True)
+class Branch:
+    """One engine request and the tokens held for it."""
+
+    stream: Stream
+    hold: Hold
+    budget: Budget
+    ledger: Ledger
+    closed: bool = False
+
+    async def step(self) -> Step | None:
+        """The next step; None once the request has ended."""
+        return await anext(self.stream, None)
+
+    async def close(self) -> None:
+        """Abort the request if it still runs, and settle what it generated."""
+        if self.closed:
+            return
+        self.closed = True
+        try:
+            await self.stream.aclose()
+        finally:
+            self.budget.release(self.hold, self.stream.generated)
+            self.ledger.generated += self.stream.generated
+            self.ledger.prompt += self.stream.prompt_tokens
+            self.ledger.cached += self.stream.cached_tokens
+
+
+class Writer:
+    """All engine requests of one search."""
+
+    def __init__(
+        self, engine: Engine, budget: Budget, shape: Shape, sampling: Sampling, seed: int | None
+    ):
+        self.engine, self.budget, self.shape = engine, budget, shape
+        self.sampling, self.seed = sampling, seed
+        self.ledger = Ledger()
+        self.last_resort = False  # finishing: a step cut short by the budget is better than none
+        self.slots = asyncio.Semaphore(budget.concurrency or 1 << 30)
+        self._parked: dict[Node, Branch] = {}
+
+    def path(self, node: Node, key: tuple[int, ...], *, whole: bool) -> Path:
+        """Write on from `node`, for one step or (`whole`) for the rest of the answer.
+
+        `key` is the place in the tree of what will be written; seeds derive from it.
+        """
+        return Path(self, node, key, whole)
+
+    def resume(self, node: Node) -> Branch | None:
+        """Take over the branch that ran ahead of `node`, if there is one."""
+        return self._parked.pop(node, None)
+
+    async def drop(self, node: Node) -> None:
+        """Abort what runs ahead of `node`."""
+        if branch := self.resume(node):
+            await branch.close()
+
+    async def close(self) -> None:
+        """Abort all that runs ahead."""
+        while self._parked:
+            await self.drop(next(iter(self._parked)))
+
+    def park(self, node: Node, branch: Branch) -> bool:
+        """Let `branch` run ahead of the unfinished `node` it wrote, if that is wanted now."""
+        wanted = self.shape.lookahead > 0 and not node.finished and node not in self._parked
+        if wanted and not self.budget.waiting and self.engine.load().room:
+            self._parked[node] = branch
+            return True
+        return False
+
+    def room(self, node: Node, partial: Step | None) -> int:
+        """Tokens the answer may still have."""
+        return self.shape.max_tokens - node.tokens() - (partial.count if partial else 0)
+
+    async def open(
+        self, node: Node, key: tuple[int, ...], partial: Step | None, whole: bool
+    ) -> Branch:
+        """A new engine request for what follows `node` (and a step already begun)."""
+        begun = partial.count if partial else 0
+        room, shape = self.room(node, partial), self.shape
+        one_step = min(room, shape.cut.max_step_tokens - begun)
+        ahead = not whole and shape.lookahead > 0 and self.engine.load().room
+        want = one_step
+        if whole:
+            want = min(room, max(shape.chunk, one_step))
+        elif ahead:
+            want = min(room, one_step + shape.lookahead)
+        hold = await self._hold(want, 1 if self.last_resort else one_step)
+        cut = replace(shape.cut, begun=begun, halt=not whole and not ahead)
+        try:
+            stream = self.engine.stream(
+                policy_ids(node) + (partial.token_ids if partial else ()),
+                max_tokens=hold.tokens,
+                seed=None if self.seed is None else seed_of(self.seed, key, begun),
+                sampling=self.sampling,
+                cut=cut,
+            )
+        except BaseException:
+            self.budget.release(hold, 0)
+            raise
+        return Branch(stream, hold, self.budget, self.ledger)
+
+    async def _hold(self, want: int, least: int) -> Hold:
+        """Set tokens aside; where they are short, what runs ahead gives its own back first."""
+        while (hold := self.budget.hold(want, least)) is None:
+            if self._parked:
+                await self.drop(min(self._parked, key=lambda n: n.value))
+            else:
+                await self.budget.freed()
+        return hold
+
+
+class Path:
+    """`async with writer.path(node, key, whole=...) as path: step = await path.next(node)`."""
+
+    def __init__(self, writer: Writer, node: Node, key: tuple[int, ...], whole: bool):
+        self.writer, self.node, self.key, self.whole = writer, node, key, whole
+        self.branch: Branch | None = None
+
+    async def __aenter__(self) -> Path:
+        await self.writer.slots.acquire()
+        # Not before there is a slot: a branch that waits for one would keep its tokens held.
+        self.branch = self.writer.resume(self.node)
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        """Let the branch run ahead of the last node written, or close it."""
+        self.writer.slots.release()
+        if error[0] is None and self.branch and self.writer.park(self.node, self.branch):
+            return
+        await self._close()
+
+    async def next(self) -> Step:
+        """The step after `self.node`. Raises `BudgetSpent`.
+
+        An engine request ends at its hold; a step cut by that is continued by the next request,
+        on the cached prefix.
+        """
+        partial: Step | None = None
+        while True:
+            try:
+                if self.branch is None:
+                    self.branch = await self.writer.open(self.node, self.key, partial, self.whole)
+            except BudgetSpent:
+                if partial is not None and self.writer.last_resort:
+                    return partial
+                raise
+            piece = await self.branch.step()
+            if piece is not None:
+                step = partial + piece if partial else piece
+                full = self.writer.room(self.node, step) <= 0
+                if step.stop is Stop.STEP and full:
+                    return replace(step, stop=Stop.LENGTH)
+                if step.stop is not Stop.LENGTH or full:
+                    return step
+                partial = step
+            await self._close()
+
+    async def _close(self) -> None:
+        branch, self.branch = self.branch, None
+        if branch is not None:
+            await branch.close()
+
+
+def policy_ids(node: Node) -> tuple[int, ...]:
+    """Exactly what the policy sees when it continues `node`."""
+    parts: list[tuple[int, ...]] = []
+    at: Node | None = node
+    while at is not None:
+        if at.step is not None:
+            parts.append(at.step.token_ids)
+        if at.prompt is not None:
+            parts.append(at.prompt.ids)
+            break
+        at = at.parent
+    return tuple(i for part in reversed(parts) for i in part)
+
+
+def seed_of(seed: int, key: tuple[int, ...], begun: int) -> int:
+    """A continuation is seeded by its place in the tree, never by timing."""
+    return crc32(repr((seed, key, begun)).encode())

@@ -1,0 +1,224 @@
+"""The search core's invariants, for every strategy, on a virtual clock."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from server.budget import Budget
+from server.errors import EngineError
+from server.search import MCTS, Beam, BestOfN, Vote
+from server.search.core import Search, run_search
+from server.search.events import PruneEvent, ScoreEvent, StepEvent
+from server.search.writer import Shape, policy_ids
+from server.types import Cut, Node, Stop
+from tests.fakes import FakeEngine, FakeScorer
+from tests.searching import PROMPT, Ran, searched
+from tests.virtual import run
+
+ALL = [BestOfN(n=6), Vote(n=6), Beam(width=2, branch=3), Beam(quorum=0), MCTS(simulations=12)]
+LOCKSTEP = [
+    BestOfN(n=6),
+    Vote(n=6),
+    Beam(width=2, branch=3),
+    MCTS(simulations=12, parallel=1),
+]
+strategies = st.sampled_from(ALL)
+
+
+def assert_settled(ran: Ran) -> None:
+    """Nothing of the search is alive, and the books balance with the engine's own."""
+    search, budget = ran.search, ran.search.budget
+    assert ran.tasks == 0
+    assert ran.engine.open_streams == 0
+    assert budget.held == 0
+    assert budget.spent == ran.engine.generated == search.writer.ledger.generated
+    assert search.kept <= budget.spent <= budget.tokens
+
+
+@given(
+    strategies,
+    st.integers(0, 5),
+    st.integers(60, 3000),
+    st.sampled_from([0, 40]),
+    st.sampled_from([1, 3, None]),
+)
+@settings(max_examples=120, deadline=None)
+def test_books_balance_under_any_budget(
+    strategy: Any, seed: int, tokens: int, lookahead: int, concurrency: int | None
+) -> None:
+    budget = {"tokens": tokens, "reserve": tokens // 4, "concurrency": concurrency}
+    ran = searched(strategy, seed=seed, budget=budget, lookahead=lookahead)
+    assert_settled(ran)
+    if concurrency and not lookahead:
+        assert ran.engine.peak <= concurrency
+
+
+@given(strategies, st.integers(0, 5), st.floats(0.3, 20), st.sampled_from([0, 40]))
+@settings(max_examples=80, deadline=None)
+def test_deadline_is_kept_and_answers(
+    strategy: Any, seed: int, seconds: float, lookahead: int
+) -> None:
+    ran = searched(strategy, seed=seed, budget={"seconds": seconds}, lookahead=lookahead)
+    assert_settled(ran)
+    assert ran.seconds <= seconds + 1e-6
+
+
+@pytest.mark.parametrize("strategy", ALL)
+def test_held_tokens_never_pass_the_limit(strategy: Any) -> None:
+    seen: list[int] = []
+
+    class Watched(Budget):
+        def hold(self, want: int, least: int = 1) -> Any:
+            granted = super().hold(want, least)
+            seen.append(self.spent + self.held)
+            return granted
+
+    async def go() -> None:
+        search = Search(
+            PROMPT,
+            engine := FakeEngine(),
+            FakeScorer(),
+            Watched(tokens=900, reserve=200),
+            shape=Shape(Cut("\n", 48), 400),
+            seed=3,
+        )
+        await run_search(strategy, search)
+        assert engine.generated <= 900
+
+    run(go())
+    assert seen and max(seen) <= 900
+
+
+@pytest.mark.parametrize("strategy", ALL)
+def test_calls_are_bounded(strategy: Any) -> None:
+    ran = searched(strategy, budget={"calls": 5})
+    assert ran.scorer.calls <= 5
+    assert_settled(ran)
+
+
+@pytest.mark.parametrize("strategy", LOCKSTEP)
+@pytest.mark.parametrize("seed", range(4))
+def test_same_seed_same_tree_whatever_the_timing(strategy: Any, seed: int) -> None:
+    slow = searched(strategy, seed=seed, engine=FakeEngine(pace=0.05))
+    fast = searched(strategy, seed=seed, engine=FakeEngine(pace=0.0001))
+    assert slow.texts == fast.texts
+    other = searched(strategy, seed=seed + 100)
+    assert other.texts != slow.texts
+
+
+@pytest.mark.parametrize("strategy", ALL)
+def test_policy_sees_exactly_the_path(strategy: Any) -> None:
+    ran = searched(strategy, chunk=400)
+    sent = set(ran.engine.prompts)
+    for node in ran.search.nodes:
+        path = PROMPT.ids + tuple(i for n in node.path() for i in n.step.token_ids if n.step)
+        assert policy_ids(node) == path
+    assert sent <= {policy_ids(n) for n in ran.search.nodes}
+
+
+@pytest.mark.parametrize("strategy", ALL)
+def test_steps_obey_their_limits(strategy: Any) -> None:
+    engine = FakeEngine(p_end=0.05)
+    ran = searched(strategy, engine=engine, max_tokens=90, max_step_tokens=20, chunk=32)
+    for node in ran.search.nodes[1:]:
+        assert node.step is not None
+        assert node.step.count <= 20 and node.tokens() <= 90
+        assert (node.step.stop is Stop.LENGTH) == (node.tokens() == 90 and node.finished)
+
+
+def test_a_step_cut_by_its_hold_is_continued() -> None:
+    """Answers written in small holds have as many and as long steps as in one go."""
+    engine = FakeEngine(p_end=0.1)
+    ran = searched(BestOfN(n=20), engine=engine, chunk=48, max_tokens=300)
+    assert engine.requests > 20
+    for node in ran.search.nodes[1:]:
+        assert node.step is not None
+        if node.step.stop is Stop.STEP and node.step.count < 48:
+            assert node.step.text.endswith("\n")
+
+
+@pytest.mark.parametrize("strategy", [Beam(width=2, branch=3), MCTS(simulations=12)])
+def test_what_runs_ahead_is_used_or_counted_as_discarded(strategy: Any) -> None:
+    plain, ahead = searched(strategy), searched(strategy, lookahead=60)
+    assert_settled(ahead)
+    assert plain.engine.requests == len(plain.search.nodes) - 1
+    assert ahead.engine.requests < len(ahead.search.nodes) - 1
+    assert plain.search.budget.spent == plain.search.kept
+    assert ahead.search.budget.spent > ahead.search.kept
+
+
+def test_nothing_runs_ahead_of_a_full_engine() -> None:
+    strategy = Beam(width=2, branch=3)
+    full = searched(strategy, lookahead=60, engine=FakeEngine(capacity=0))
+    assert full.search.budget.spent == full.search.kept
+
+
+def test_stop_aborts_the_rest() -> None:
+    engine = FakeEngine(pace=0.05)
+    ran = searched(BestOfN(n=16, stop_at=0.2), engine=engine)
+    finished = [n for n in ran.search.nodes if n.finished]
+    assert len(finished) < 16
+    assert_settled(ran)
+
+
+@pytest.mark.parametrize("seed", [2, 3])
+def test_without_an_answer_the_reserve_finishes_the_best_path(seed: int) -> None:
+    def ran(reserve: int) -> Ran:
+        budget = {"tokens": 200, "reserve": reserve}
+        engine = FakeEngine(p_end=0.15)
+        return searched(Beam(width=2, branch=3), seed=seed, engine=engine, budget=budget)
+
+    assert not ran(0).search.answered
+    assert ran(80).search.answered
+
+
+def test_at_the_soft_deadline_the_rest_of_the_time_is_for_an_answer() -> None:
+    """Steps take a second or so: without the time held back none of these would end."""
+    for seed in range(6):
+        engine = FakeEngine(p_end=0.4, pace=0.1)
+        ran = searched(MCTS(), seed=seed, engine=engine, budget={"seconds": 8.0})
+        assert ran.search.answered
+        assert_settled(ran)
+
+
+def test_a_broken_engine_ends_the_search_with_its_own_error() -> None:
+    engine = FakeEngine(broken=True)
+    with pytest.raises(EngineError, match="broke"):
+        searched(MCTS(), engine=engine)
+    assert engine.open_streams == 0
+
+
+def test_cancelling_aborts_everything() -> None:
+    engine = FakeEngine()
+
+    async def go() -> int:
+        search = Search(
+            PROMPT, engine, FakeScorer(), Budget(10**6), shape=Shape(Cut("\n", 48), 400)
+        )
+        task = asyncio.create_task(run_search(BestOfN(n=32), search))
+        await asyncio.sleep(0.2)
+        assert engine.open_streams > 0
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return len(asyncio.all_tasks()) - 1
+
+    assert run(go()) == 0
+    assert engine.open_streams == 0
+
+
+@pytest.mark.parametrize("strategy", ALL)
+def test_every_node_is_announced_before_its_score_or_end(strategy: Any) -> None:
+    ran = searched(strategy)
+    announced: set[Node] = set()
+    for event in ran.events:
+        if isinstance(event, StepEvent):
+            announced.add(event.node)
+        assert event.node in announced
+        assert isinstance(event, StepEvent | ScoreEvent | PruneEvent)
+    assert announced == set(ran.search.nodes[1:])
