@@ -191,9 +191,18 @@ class Tokenizer(Protocol):
 class Stream(Protocol):
     """One engine request: an iterator of steps that must be closed; closing it aborts it."""
 
-    prompt_tokens: int
-    cached_tokens: int  # of the prompt, read from the engine's prefix cache
-    generated: int  # tokens the engine has made for it so far, whether or not taken
+    @property
+    def prompt_tokens(self) -> int: ...
+
+    @property
+    def cached_tokens(self) -> int:
+        """Of the prompt, read from the engine's prefix cache."""
+        ...
+
+    @property
+    def generated(self) -> int:
+        """Tokens the engine has made for it so far, whether or not taken."""
+        ...
 
     def __aiter__(self) -> AsyncIterator[Step]: ...
 
@@ -209,10 +218,21 @@ class Stream(Protocol):
 class Engine(Protocol):
     """A policy. Token ids in, steps of token ids out. Errors: `server.errors.EngineError`."""
 
-    name: str
-    version: str  # of the weights
-    context: int  # the longest prompt plus answer, in tokens
-    tokenizer: Tokenizer
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def version(self) -> str:
+        """Of the weights."""
+        ...
+
+    @property
+    def context(self) -> int:
+        """The longest prompt plus answer, in tokens."""
+        ...
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
 
     async def start(self) -> None: ...
 
@@ -258,8 +278,11 @@ class Score:
 class Scorer(Protocol):
     """Values a path. Errors: `server.errors.ScorerError`."""
 
-    name: str
-    version: str
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def version(self) -> str: ...
 
     async def score(self, prompt: Prompt, path: Sequence[Node]) -> Score:
         """`path` holds the nodes with a step, root side first, never empty; `steps` of the

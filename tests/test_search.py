@@ -116,7 +116,7 @@ def test_policy_sees_exactly_the_path(strategy: Any) -> None:
     ran = searched(strategy, chunk=400)
     sent = set(ran.engine.prompts)
     for node in ran.search.nodes:
-        path = PROMPT.ids + tuple(i for n in node.path() for i in n.step.token_ids if n.step)
+        path = PROMPT.ids + tuple(i for n in node.path() if n.step for i in n.step.token_ids)
         assert policy_ids(node) == path
     assert sent <= {policy_ids(n) for n in ran.search.nodes}
 
