@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from server.reward.cache import Coalescer, VerdictCache
@@ -19,16 +19,40 @@ class Rows:
     cached: int  # tokens of `ids` read from a prefix cache instead
 
 
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What a PRM was asked before, and is being asked now, by all searches together."""
+
+    verdicts: VerdictCache = field(default_factory=VerdictCache)
+    flights: Coalescer[Rows] = field(default_factory=Coalescer)
+
+
 class PrmClient(Protocol):
     """A process reward model. Errors: `server.errors.ScorerError`, `EngineError`."""
 
-    name: str
-    version: str  # of the weights
-    context: int  # the longest path it reads, in tokens
-    tokenizer: Tokenizer
-    step_id: int  # the token at which it gives a verdict
-    cache: VerdictCache  # of all that it was asked, by whichever search
-    flights: Coalescer[Rows]  # what it is being asked now
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def version(self) -> str:
+        """Of the weights."""
+        ...
+
+    @property
+    def context(self) -> int:
+        """The longest path it reads, in tokens."""
+        ...
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def step_id(self) -> int:
+        """The token at which it gives a verdict."""
+        ...
+
+    @property
+    def memory(self) -> Memory: ...
 
     async def start(self) -> None: ...
 

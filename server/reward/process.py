@@ -136,7 +136,7 @@ class PrmScorer:
         return found, computed
 
     def _known(self, reading: Reading, wanted: Sequence[int]) -> dict[int, float]:
-        known = {at: self._prm.cache.get(reading.keys[at]) for at in wanted}
+        known = {at: self._prm.memory.verdicts.get(reading.keys[at]) for at in wanted}
         return {at: verdict for at, verdict in known.items() if verdict is not None}
 
     async def _pass(self, reading: Reading, end: int, *, reuse: bool) -> tuple[Rows, bool]:
@@ -147,8 +147,8 @@ class PrmScorer:
             for at, verdict in rows.scores.items():
                 if not 0 <= verdict <= 1:
                     raise ScorerError(f"{self.name}: a verdict of {verdict}, not in [0, 1]")
-                self._prm.cache.put(reading.keys[at], verdict)
+                self._prm.memory.verdicts.put(reading.keys[at], verdict)
             return rows
 
         key = reading.keys[end - 1] + (b"" if reuse else b"whole")
-        return await self._prm.flights.run(key, work)
+        return await self._prm.memory.flights.run(key, work)
