@@ -1,0 +1,45 @@
+# `make demo` and `make test` are all a newcomer needs.
+PYTHON ?= python3
+CONFIG ?= configs/reference.yaml
+PONDER_EXTRA ?= cpu
+export PONDER_EXTRA TORCH_INDEX_URL
+
+BIN := .venv/bin
+NODE_STAMP := tests/node/node_modules/.package-lock.json
+
+.PHONY: help setup demo test lint type bench lock
+
+help:
+	@echo "make demo         set up, start the server, solve a puzzle, go on serving (ONCE=1: end)"
+	@echo "make test         set up and run every test (needs Node.js)"
+	@echo "make setup        set .venv up; PONDER_EXTRA=gpu for CUDA"
+	@echo "make lint type    ruff; mypy"
+	@echo "make bench        every benchmark, shortened; NAME=search for one"
+	@echo "make lock         resolve constraints/ anew"
+
+setup:
+	@$(PYTHON) scripts/setup.py
+
+demo: setup
+	@$(BIN)/ponder demo --config $(CONFIG) $(if $(ONCE),--once)
+
+test: setup $(NODE_STAMP)
+	$(BIN)/pytest $(ARGS)
+
+$(NODE_STAMP): tests/node/package-lock.json
+	@command -v npm >/dev/null || { echo "make test drives the openai-node SDK: install Node.js and npm" \
+		"(on Debian: apt-get install nodejs npm)" >&2; exit 1; }
+	npm ci --prefix tests/node --no-audit --no-fund
+
+lint: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+type: setup
+	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/python -m benchmarks$(if $(NAME),.$(NAME)) --quick
+
+lock:
+	$(PYTHON) scripts/setup.py --lock
