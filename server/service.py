@@ -156,14 +156,19 @@ class Service:
             raise Overloaded(
                 f"{self.settings.limits.searches} searches run and {self._waiting} wait"
             )
-        self._waiting += 1
+        self._wait(+1)
         try:
             async with asyncio.timeout(ask.budget.seconds):
                 await self._slots.acquire()
         except TimeoutError:
             raise Overloaded("the search's time ran out in the queue") from None
         finally:
-            self._waiting -= 1
+            self._wait(-1)
+
+    def _wait(self, change: int) -> None:
+        self._waiting += change
+        if self._observer:
+            self._observer.queued(self._waiting)
 
     async def _search(self, ask: Ask, listener: Listener | None) -> Outcome:
         models, started, trace_id = self.models, time.monotonic(), uuid4().hex

@@ -1,0 +1,198 @@
+"""Requests are checked before any token, and every search leaves a trace that adds up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from server.config import HttpSettings, Limits, Settings
+from server.errors import BadRequest, EngineError, NoAnswer, Overloaded, PonderError
+from server.profiles import shipped
+from server.reward import Confidence, Models, Prm, Verifier
+from server.search import MCTS, Beam, BestOfN, Vote
+from server.service import Ask, BudgetSpec, Service
+from server.traces.schema import Trace
+from server.types import Message
+from tests.fakes import FakeEngine
+from tests.virtual import run
+
+ASKED = [Message("user", "Use 4 9 10 13 to make 24.")]
+
+
+class Sink:
+    def __init__(self) -> None:
+        self.traces: list[Trace] = []
+
+    def put(self, trace: Trace) -> None:
+        self.traces.append(trace)
+
+
+def service(engine: FakeEngine | None = None, sink: Sink | None = None, **limits: Any) -> Service:
+    settings = Settings(
+        policy=HttpSettings(url="http://nowhere", model="fake"), limits=Limits(**limits)
+    )
+    models = Models(policy=engine or FakeEngine(), profile=shipped()["reference"])
+    return Service(settings, models, traces=sink)
+
+
+def reasoned(
+    work: Callable[[Service], Awaitable[Any]], engine: FakeEngine | None = None, **limits: Any
+) -> tuple[Any, Sink]:
+    sink = Sink()
+
+    async def go() -> Any:
+        return await work(service(engine, sink, **limits))
+
+    return run(go()), sink
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"messages": []}, "messages"),
+    ({"messages": [Message("robot", "hi")]}, "messages.0.role"),
+    ({"messages": [Message("system", "be nice")]}, "messages"),
+    ({"messages": [Message("user", "x" * 5000)]}, "messages"),
+    ({"max_tokens": 0}, "max_tokens"),
+    ({"max_tokens": 10**6}, "max_tokens"),
+    ({"max_tokens": 4090}, "max_tokens"),
+    ({"n": 0}, "n"),
+    ({"n": 17, "strategy": BestOfN(n=32)}, "n"),
+    ({"n": 5, "strategy": BestOfN(n=4)}, "n"),
+    ({"strategy": BestOfN(n=257)}, "strategy.n"),
+    ({"strategy": Beam(width=300)}, "strategy.width"),
+    ({"strategy": MCTS(simulations=5000)}, "strategy.simulations"),
+    ({"strategy": Beam(width=200, branch=200)}, "strategy"),
+    ({"budget": BudgetSpec(tokens=10**9)}, "budget.tokens"),
+    ({"budget": BudgetSpec(seconds=float("nan"))}, "budget.seconds"),
+    ({"budget": BudgetSpec(seconds=-1.0)}, "budget.seconds"),
+    ({"budget": BudgetSpec(calls=0)}, "budget.calls"),
+    ({"budget": BudgetSpec(concurrency=10**6)}, "budget.concurrency"),
+    ({"sampling": {"temperature": 3.0}}, "temperature"),
+    ({"sampling": {"temperature": float("nan")}}, "temperature"),
+    ({"sampling": {"warmth": 1.0}}, "warmth"),
+    ({"reward": Prm()}, "reward"),
+    (
+        {"messages": [Message("user", "Hello")], "reward": Verifier(name="countdown")},
+        "reward",
+    ),
+]
+
+
+@pytest.mark.parametrize(("wrong", "param"), BAD, ids=[f"{i}-{p}" for i, (_, p) in enumerate(BAD)])
+def test_bad_requests_name_the_parameter_and_cost_nothing(
+    wrong: dict[str, Any], param: str
+) -> None:
+    engine = FakeEngine()
+
+    async def ask(it: Service) -> Ask:
+        return it.prepare(**{"messages": ASKED, **wrong})
+
+    with pytest.raises(BadRequest) as caught:
+        reasoned(ask, engine)
+    assert caught.value.param is not None
+    assert caught.value.param.startswith(param)
+    assert engine.requests == 0
+
+
+@pytest.mark.parametrize("strategy", [BestOfN(n=4), Vote(n=4), Beam(width=2), MCTS()])
+def test_a_trace_adds_up(strategy: Any) -> None:
+    async def ask(it: Service) -> Any:
+        return await it.reason(it.prepare(messages=ASKED, strategy=strategy, seed=7, n=2))
+
+    engine = FakeEngine()
+    outcome, sink = reasoned(ask, engine)
+    (trace,) = sink.traces
+    assert trace == outcome.trace
+    usage = trace.usage
+    assert usage.policy == engine.generated == usage.kept + usage.discarded
+    assert usage.kept == sum(len(n.token_ids) * n.multiplicity for n in trace.nodes)
+    assert usage.nodes == len(trace.nodes) - 1
+    assert trace.selected is not None
+    chosen = trace.nodes[trace.selected]
+    assert chosen.answer_norm == outcome.answers[0].key
+    assert trace.answer == outcome.answers[0].final
+    for node in trace.nodes[1:]:
+        assert node.parent is not None and node.parent != node.id
+        assert trace.nodes[node.parent].depth == node.depth - 1
+        assert node.logprobs is not None and len(node.logprobs) == len(node.token_ids)
+    assert trace.strategy == strategy.model_dump(mode="json")
+    assert 1 <= len(outcome.answers) <= 2
+
+
+def test_a_failed_search_leaves_its_tree_and_the_reason() -> None:
+    engine = FakeEngine(p_end=0.05)
+    sink = Sink()
+
+    async def go() -> None:
+        it = service(engine, sink)
+        task = asyncio.create_task(it.reason(it.prepare(messages=ASKED, strategy=BestOfN(n=4))))
+        await asyncio.sleep(1.0)
+        engine.broken = True
+        await task
+
+    with pytest.raises(EngineError):
+        run(go())
+    (trace,) = sink.traces
+    assert trace.error is not None and trace.error.startswith("EngineError")
+    assert trace.selected is None and trace.usage.policy == engine.generated
+
+
+def test_too_little_time_for_one_step_is_no_answer() -> None:
+    async def ask(it: Service) -> Any:
+        budget = BudgetSpec(seconds=0.01)
+        return await it.reason(it.prepare(messages=ASKED, budget=budget))
+
+    with pytest.raises(NoAnswer):
+        reasoned(ask)
+
+
+def test_a_small_token_budget_still_answers() -> None:
+    async def ask(it: Service) -> Any:
+        budget = BudgetSpec(tokens=60)
+        return await it.reason(it.prepare(messages=ASKED, budget=budget, seed=1))
+
+    engine = FakeEngine()
+    outcome, _ = reasoned(ask, engine)
+    assert outcome.answers and outcome.usage.policy <= 60
+
+
+def test_searches_beyond_the_queue_are_refused_and_the_others_run() -> None:
+    async def ask(it: Service) -> list[Any]:
+        asks = [it.prepare(messages=ASKED, strategy=BestOfN(n=2), seed=i) for i in range(6)]
+        return await asyncio.gather(*map(it.reason, asks), return_exceptions=True)
+
+    results, sink = reasoned(ask, searches=2, queue=2)
+    refused = [r for r in results if isinstance(r, Overloaded)]
+    assert len(refused) == 2 and len(sink.traces) == 4
+    assert all(isinstance(r, PonderError) or r.answers for r in results)
+
+
+def test_time_in_the_queue_is_bounded() -> None:
+    async def ask(it: Service) -> list[Any]:
+        slow = it.prepare(messages=ASKED, strategy=BestOfN(n=8), seed=1)
+        late = it.prepare(messages=ASKED, budget=BudgetSpec(seconds=0.05))
+        return await asyncio.gather(it.reason(slow), it.reason(late), return_exceptions=True)
+
+    (first, second), _ = reasoned(ask, searches=1)
+    assert first.answers and isinstance(second, Overloaded)
+
+
+def test_a_verifier_records_outcomes() -> None:
+    async def ask(it: Service) -> Any:
+        reward = Verifier(name="countdown")
+        return await it.reason(it.prepare(messages=ASKED, reward=reward, strategy=BestOfN(n=3)))
+
+    outcome, _ = reasoned(ask)
+    finished = [n for n in outcome.trace.nodes if n.status == "terminal"]
+    assert finished and all(n.outcome == 0.0 for n in finished)
+    assert outcome.trace.outcome == 0.0
+
+
+def test_the_default_reward_needs_no_model() -> None:
+    async def ask(it: Service) -> Ask:
+        return it.prepare(messages=ASKED)
+
+    prepared, _ = reasoned(ask)
+    assert isinstance(prepared.reward, Confidence)
