@@ -125,6 +125,7 @@ class ServerSettings(Frozen):
     port: int = Field(8000, ge=0, le=65535, description="0: any free one")
     api_keys: tuple[SecretStr, ...] = Field((), description="none: no key is asked for")
     header_seconds: float = Field(10.0, gt=0, description="to send a request's head")
+    body_seconds: float = Field(30.0, gt=0, description="to send a request's body")
     drain_seconds: float = Field(30.0, gt=0, description="for running searches at shutdown")
     docs: bool = True
 
