@@ -1,0 +1,115 @@
+"""A policy behind a remote server that speaks OpenAI's API."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+from server.config import HttpSettings
+from server.engine.http_chat import Chat
+from server.engine.http_stream import Job
+from server.engine.http_vllm import Completions
+from server.engine.tokenizer import HFTokenizer
+from server.errors import EngineDead, EngineError
+from server.types import Cut, Load, Message, Sampling, Stream, Tokenizer
+from server.upstream import Upstream
+
+CHARACTERS = 1 << 20  # the chat dialect's context: the server knows its own, in its own tokens
+log = logging.getLogger(__name__)
+
+
+class HttpEngine:
+    """`server.types.Engine`; its attributes are set by `start`. The dialect decides what an id is:
+    one of the model's tokens (vllm), or a character (chat)."""
+
+    name: str
+    version: str
+    context: int
+    tokenizer: Tokenizer
+
+    def __init__(self, settings: HttpSettings):
+        self.settings = settings
+        self.name = settings.name or settings.model
+        self.version = "unknown"
+        self._upstream = Upstream(settings, error=EngineError, dead=EngineDead)
+        self._dialect: Chat | Completions
+
+    async def start(self) -> None:
+        """Ask the server what it serves. `EngineDead` if it cannot be reached, `EngineError` if it
+        has no such model or, in the vllm dialect, does not tell its context length. If it fails,
+        the engine is closed."""
+        try:
+            await (self._start_chat() if self.settings.dialect == "chat" else self._start_vllm())
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        await self._upstream.close()
+
+    def stream(
+        self,
+        prompt_ids: Sequence[int],
+        *,
+        max_tokens: int,
+        seed: int | None,
+        sampling: Sampling,
+        cut: Cut,
+        priority: int = 0,
+    ) -> Stream:
+        job = Job(prompt_ids, max_tokens, seed, sampling, cut, priority)
+        return self._dialect.stream(job, self.version)
+
+    async def label_logprobs(
+        self, ids: Sequence[int], labels: Sequence[int]
+    ) -> tuple[tuple[float, ...], int]:
+        if isinstance(self._dialect, Chat):
+            raise EngineError("the label reward needs token ids: use the vllm dialect")
+        return await self._dialect.label_logprobs(ids, labels)
+
+    def load(self) -> Load:
+        """Our own requests; what others ask of the same server is not seen."""
+        return Load(self._upstream.running, self._upstream.waiting, self.settings.capacity)
+
+    async def check(self) -> None:
+        """One try, at most `connect_timeout` seconds."""
+        path = "/v1/models" if self.settings.dialect == "chat" else "/health"
+        await self._upstream.get(path, within=self.settings.connect_timeout)
+
+    async def _start_chat(self) -> None:
+        self._dialect = Chat(self.settings, self._upstream)
+        self.tokenizer = self._dialect.tokenizer
+        self.context = self.settings.context or CHARACTERS
+        cards = await self._cards()
+        self.version = version(cards.get(self.settings.model, {}))
+
+    async def _start_vllm(self) -> None:
+        cards = await self._cards()
+        if self.settings.model not in cards:
+            raise EngineError(f"no model {self.settings.model!r}; served are {sorted(cards)}")
+        card = cards[self.settings.model]
+        self.version = version(card)
+        self.context = self.settings.context or card.get("max_model_len") or 0
+        if not self.context:
+            raise EngineError("the server does not tell its context length: set `context`")
+        path = self.settings.tokenizer or self.settings.model
+        tokenizer = await asyncio.to_thread(HFTokenizer, path)
+        self.tokenizer = tokenizer
+        self._dialect = Completions(self.settings, self._upstream, tokenizer)
+        if await self._dialect.gives_raw_logprobs(tokenizer.render([Message("user", "1")])):
+            log.warning(
+                "%s reports raw log-probabilities; run it with --logprobs-mode processed_logprobs",
+                self.name,
+            )
+
+    async def _cards(self) -> dict[str, dict[str, Any]]:
+        answer = await self._upstream.get("/v1/models")
+        return {card["id"]: card for card in (answer or {}).get("data", ())}
+
+
+def version(card: dict[str, Any]) -> str:
+    """The weights' name, as far as a server tells: the last part of where it loaded them from."""
+    return PurePosixPath(card.get("root") or card.get("id") or "unknown").name

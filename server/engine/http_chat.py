@@ -1,0 +1,168 @@
+"""Any OpenAI-compatible server: POST /v1/chat/completions, text in and text out.
+
+A path is continued by sending its text back as a trailing assistant message. Token ids are
+unavailable, and text is cut into steps by characters, but tokens are counted as the server counts
+them: one for each log-probability entry if it gives any, else one for each chunk, and in the end
+by its usage report. Servers that hide their reasoning have it counted, not shown.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+from server.config import HttpSettings
+from server.engine.characters import TextTokenizer, piece
+from server.engine.http_stream import HttpStream, Job
+from server.engine.segment import Patterns, Segmenter
+from server.types import Sampling, Step, Stop
+from server.upstream import Upstream
+
+ENDLESS = 1 << 62  # characters: steps are limited in tokens here
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Text, and the tokens that the server made for it."""
+
+    text: str
+    logprobs: tuple[float, ...]
+    count: int
+
+
+class Chat:
+    """The chat dialect."""
+
+    def __init__(self, settings: HttpSettings, upstream: Upstream):
+        self.settings = settings
+        self.tokenizer = TextTokenizer()
+        self._upstream = upstream
+        self.patterns = lru_cache(maxsize=8)(self._automaton)
+
+    def stream(self, job: Job, version: str) -> HttpStream:
+        return ChatStream(self, self._upstream, job, version)
+
+    def _automaton(self, delimiter: str, stop: tuple[str, ...]) -> Patterns:
+        return Patterns(piece, delimiter, stop)
+
+
+class ChatStream(HttpStream):
+    route = "/v1/chat/completions"
+
+    def __init__(self, dialect: Chat, upstream: Upstream, job: Job, version: str):
+        super().__init__(upstream, job)
+        self._dialect = dialect
+        self._flagged = dialect.settings.prefill == "continue_final_message"
+        self._messages, self._path = dialect.tokenizer.split(job.prompt_ids)
+        self._version = version
+        self._segmenter = self._cutter()
+        self._counted = 0  # tokens of this step so far
+        self._logprobs: list[float] = []  # of this step so far
+        self._before = 0  # tokens of earlier requests
+        self._reported: int | None = None  # by the server, for this request
+
+    def body(self) -> dict[str, Any]:
+        job, settings = self.job, self._dialect.settings
+        self._before, self._reported = self.generated, None
+        body: dict[str, Any] = {
+            "model": settings.model,
+            "messages": self._messages,
+            "max_tokens": job.limit - self.generated,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        body |= sampling(job.sampling, whole=self._flagged) | self._stops()
+        if self._path:
+            partial = {"role": "assistant", "content": self._path}
+            body["messages"] = [*self._messages, partial]
+        if self._path and self._flagged:
+            body |= {"continue_final_message": True, "add_generation_prompt": False}
+        if settings.logprobs:
+            body["logprobs"] = True
+        if job.seed is not None:
+            body["seed"] = job.seed + self.requests - 1
+        if settings.priority:
+            body["priority"] = job.priority
+        return body
+
+    def take(self, choice: dict[str, Any]) -> list[Step]:
+        return [step for part in pieces(choice) for step in self._feed(part)]
+
+    def rest(self, stop: Stop) -> Step | None:
+        step = self._segmenter.finish(stop)
+        # An end is news even where it adds no text, for its token has none here.
+        if step is None and (stop is Stop.END or self._counted):
+            step = Step("", (), (), stop, self._version, 0)
+        return None if step is None else self._charged(step)
+
+    def usage(self, usage: dict[str, Any]) -> None:
+        super().usage(usage)
+        self._reported = usage.get("completion_tokens")
+
+    def settle(self, last: Step) -> Step:
+        if self._reported is None:
+            return last
+        missing = self._before + self._reported - self.generated
+        self.generated += missing
+        return replace(last, count=max(0, last.count + missing))
+
+    def _stops(self) -> dict[str, Any]:
+        stops = [*self.job.sampling.stop]
+        if self._flagged and self.job.cut.halt and self.job.cut.delimiter:
+            stops.append(self.job.cut.delimiter)
+        if not stops:
+            return {}
+        return {"stop": stops} | ({"include_stop_str_in_output": True} if self._flagged else {})
+
+    def _feed(self, part: Piece) -> list[Step]:
+        self.generated += part.count
+        self._counted += part.count
+        self._logprobs.extend(part.logprobs)
+        self._path += part.text
+        steps = self._segmenter.feed(self._dialect.tokenizer.encode(part.text))
+        if not steps and self._counted >= self.job.cut.max_step_tokens:
+            steps = [self._segmenter.finish(Stop.STEP) or self._nothing()]
+            self._segmenter = self._cutter()
+        return [self._charged(step) for step in steps]
+
+    def _charged(self, step: Step) -> Step:
+        """With the tokens that the server made for it; the next step starts from none."""
+        step = replace(step, logprobs=tuple(self._logprobs), count=self._counted)
+        self._logprobs, self._counted = [], 0
+        return step
+
+    def _nothing(self) -> Step:
+        return Step("", (), (), Stop.STEP, self._version, 0)
+
+    def _cutter(self) -> Segmenter:
+        return Segmenter(
+            self._dialect.patterns(self.job.cut.delimiter, self.job.sampling.stop),
+            max_step_tokens=ENDLESS,
+            version=self._version,
+            before=self._dialect.tokenizer.encode(self._path[-Segmenter.context :]),
+        )
+
+
+def sampling(settings: Sampling, *, whole: bool) -> dict[str, Any]:
+    """OpenAI's parameters always, for a server's defaults may differ from ours; those that are not
+    OpenAI's if they change anything, or if the server is known to take them (`whole`)."""
+    ours = settings.model_dump(exclude={"stop"})
+    neutral = Sampling().model_dump()
+    return {
+        name: value
+        for name, value in ours.items()
+        if whole or name in ("temperature", "top_p") or value != neutral[name]
+    }
+
+
+def pieces(choice: dict[str, Any]) -> list[Piece]:
+    """A chunk token by token where its log-probabilities spell its text, else in one piece."""
+    text = (choice.get("delta") or {}).get("content") or ""
+    entries = (choice.get("logprobs") or {}).get("content") or []
+    if not entries:
+        return [Piece(text, (), 1)] if text else []
+    spelt = [entry["token"] for entry in entries]
+    if "".join(spelt) == text:
+        return [Piece(e["token"], (e["logprob"],), 1) for e in entries]
+    return [Piece(text, tuple(e["logprob"] for e in entries), len(entries))]

@@ -1,0 +1,164 @@
+"""One branch on a remote policy, as a stream of steps."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from server.errors import EngineError
+from server.types import Cut, Sampling, Step, Stop
+from server.upstream import Events, Upstream
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What `Engine.stream` was asked."""
+
+    prompt_ids: Sequence[int]
+    max_tokens: int
+    seed: int | None
+    sampling: Sampling
+    cut: Cut
+    priority: int
+
+    @property
+    def limit(self) -> int:
+        """Tokens the server may make: under `halt` no more than one step."""
+        return min(self.max_tokens, self.cut.max_step_tokens) if self.cut.halt else self.max_tokens
+
+
+class HttpStream(ABC):
+    """A `server.types.Stream` over one streamed completion, or rarely more.
+
+    A task of its own reads the reply from the first `__anext__` on, so that `generated` counts
+    what the server has made and not what was taken. The last step is held back until the reply
+    has ended, a moment later: then the usage is known and the connection free for the next one.
+    """
+
+    route: str
+
+    def __init__(self, upstream: Upstream, job: Job):
+        self.job = job
+        self.prompt_tokens = 0
+        self.cached_tokens = 0
+        self.generated = 0
+        self.requests = 0
+        self._upstream = upstream
+        self._last: Step | None = None
+        self._finish: str | None = None  # the server's word for why it stopped
+        self._reason: Any = None  # the stop string or token, where the server says so
+        self._queue: asyncio.Queue[Step | None] = asyncio.Queue()
+        self._task: asyncio.Task[None] | None = None
+        self._closed = False
+
+    def __aiter__(self) -> HttpStream:
+        return self
+
+    async def __anext__(self) -> Step:
+        if self._closed:
+            raise StopAsyncIteration
+        if self._task is None:
+            self._task = asyncio.create_task(self._read())
+        try:
+            step = await self._queue.get()
+        except asyncio.CancelledError:
+            await self.aclose()
+            raise
+        if step is not None:
+            return step
+        await self.aclose()
+        error = None if self._task.cancelled() else self._task.exception()
+        raise error or StopAsyncIteration
+
+    async def aclose(self) -> None:
+        """Close the connection, on which the server aborts; wakes who waits for a step."""
+        self._closed = True
+        if self._task is None:
+            return
+        self._task.cancel()
+        await asyncio.wait([self._task])
+        if not self._task.cancelled():
+            self._task.exception()  # seen: nobody is left to whom it matters
+
+    async def _read(self) -> None:
+        try:
+            async with aclosing(self._steps()) as steps:
+                async for step in steps:
+                    self._queue.put_nowait(step)
+        finally:
+            self._queue.put_nowait(None)
+
+    async def _steps(self) -> AsyncGenerator[Step, None]:
+        while True:
+            self.requests += 1
+            self._finish = self._reason = None
+            async with self._upstream.events(self.route, self.body()) as events:
+                async for step in self._cut(events):
+                    yield step
+            if self._last is None and self._stopped_short() and self.generated < self.job.limit:
+                continue
+            last = self._last or self._rest()
+            if last is not None:
+                yield self.settle(last)
+            return
+
+    async def _cut(self, events: Events) -> AsyncGenerator[Step, None]:
+        async for event in events:
+            if usage := event.get("usage"):
+                self.usage(usage)
+            for choice in event.get("choices") or ():
+                self._finish = choice.get("finish_reason")
+                self._reason = choice.get("stop_reason")
+                for step in self.take(choice) if self._last is None else ():
+                    if self.job.cut.halt or step.stop is Stop.END:
+                        self._last = step
+                        break
+                    yield step
+            if self._last is not None and self._finish is None:
+                return  # an end that the server could not see
+        if self._finish is None:
+            raise EngineError("the server's stream ended without a finish_reason")
+
+    def _stopped_short(self) -> bool:
+        """Whether the server stopped at a delimiter that ends no step: white space before it."""
+        at_delimiter = self._reason is not None and self._reason == self.job.cut.delimiter
+        return self._finish == "stop" and at_delimiter
+
+    def _rest(self) -> Step | None:
+        if self._finish == "length" or self._stopped_short():
+            return self.rest(Stop.LENGTH)
+        if self._finish == "stop":
+            return self.rest(Stop.END)
+        raise EngineError(f"the server ended a completion by {self._finish!r}")
+
+    def usage(self, usage: dict[str, Any]) -> None:
+        """The server's own count; the last one of a request holds."""
+        if self.requests == 1:
+            self.prompt_tokens = usage.get("prompt_tokens") or self.prompt_tokens
+            self.cached_tokens = cached(usage)
+
+    def settle(self, last: Step) -> Step:
+        """The last step, now that the server's count is known."""
+        return last
+
+    @abstractmethod
+    def body(self) -> dict[str, Any]:
+        """The request that goes on where the last one stopped."""
+
+    @abstractmethod
+    def take(self, choice: dict[str, Any]) -> list[Step]:
+        """The steps that a chunk ends; adds its tokens to `generated`."""
+
+    @abstractmethod
+    def rest(self, stop: Stop) -> Step | None:
+        """What is left at the end; None if nothing is, just after a step."""
+
+
+def cached(usage: dict[str, Any]) -> int:
+    """Prompt tokens that came from the server's prefix cache; 0 if it does not say."""
+    details = usage.get("prompt_tokens_details") or {}
+    return int(details.get("cached_tokens") or 0)

@@ -1,0 +1,121 @@
+"""A remote vLLM: POST /v1/completions with token ids in, and out with log-probabilities.
+
+Run it with `--logprobs-mode processed_logprobs`, without which log-probabilities are those before
+temperature, top-p and top-k, and with `--enable-prompt-tokens-details`, without which it reports
+no cached tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from server.config import HttpSettings
+from server.engine.http_stream import HttpStream, Job, cached
+from server.engine.segment import Patterns, Segmenter
+from server.engine.tokenizer import HFTokenizer
+from server.types import Sampling, Step, Stop
+from server.upstream import Upstream
+
+ROUTE = "/v1/completions"
+RAW = -1e-4  # a token that was the only candidate has log-probability 0, unless it is a raw one
+
+
+class Completions:
+    """The vllm dialect."""
+
+    def __init__(self, settings: HttpSettings, upstream: Upstream, tokenizer: HFTokenizer):
+        self.settings = settings
+        self.tokenizer = tokenizer
+        self._upstream = upstream
+        self._patterns = lru_cache(maxsize=8)(self._automaton)
+
+    def stream(self, job: Job, version: str) -> HttpStream:
+        before = self.tokenizer.since_control(job.prompt_ids[-Segmenter.context :])
+        segmenter = Segmenter(
+            self._patterns(job.cut.delimiter, job.sampling.stop),
+            max_step_tokens=job.cut.max_step_tokens,
+            version=version,
+            before=before,
+        )
+        return CompletionStream(self, self._upstream, job, segmenter)
+
+    async def label_logprobs(
+        self, ids: Sequence[int], labels: Sequence[int]
+    ) -> tuple[tuple[float, ...], int]:
+        body = self._one_token(ids) | {"temperature": 0.0, "logprob_token_ids": list(labels)}
+        answer = await self._upstream.post(ROUTE, body)
+        top = answer["choices"][0]["logprobs"]["top_logprobs"][0]
+        return tuple(float(top[f"token_id:{i}"]) for i in labels), cached(answer["usage"])
+
+    async def gives_raw_logprobs(self, prompt_ids: Sequence[int]) -> bool:
+        """Whether log-probabilities are certainly not those of the sampling distribution. Costs
+        one token."""
+        answer = await self._upstream.post(ROUTE, self._one_token(prompt_ids) | {"top_k": 1})
+        return bool(answer["choices"][0]["logprobs"]["token_logprobs"][0] < RAW)
+
+    def _one_token(self, ids: Sequence[int]) -> dict[str, Any]:
+        return {
+            "model": self.settings.model,
+            "prompt": list(ids),
+            "max_tokens": 1,
+            "logprobs": 0,
+            "return_tokens_as_token_ids": True,
+            **neutral(),
+        }
+
+    def _automaton(self, delimiter: str, stop: tuple[str, ...]) -> Patterns:
+        return Patterns(self.tokenizer.piece, delimiter, stop, self.tokenizer.eos_ids)
+
+
+class CompletionStream(HttpStream):
+    route = ROUTE
+
+    def __init__(self, dialect: Completions, upstream: Upstream, job: Job, segmenter: Segmenter):
+        super().__init__(upstream, job)
+        self.prompt_tokens = len(job.prompt_ids)
+        self._dialect = dialect
+        self._segmenter = segmenter
+        self._ids: list[int] = []  # all that was generated
+
+    def body(self) -> dict[str, Any]:
+        job = self.job
+        # What the server stops at by itself is exact; the segmenter knows the path before, too.
+        stops = [*job.sampling.stop, *([job.cut.delimiter] if job.cut.halt else [])]
+        body = {
+            "model": self._dialect.settings.model,
+            "prompt": [*job.prompt_ids, *self._ids],
+            "max_tokens": job.limit - len(self._ids),
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "logprobs": 0,
+            "return_token_ids": True,
+            "return_tokens_as_token_ids": True,
+            "stop": [s for s in stops if s],
+            **job.sampling.model_dump(exclude={"stop"}),
+        }
+        if job.seed is not None:
+            body["seed"] = job.seed + self.requests - 1
+        if self._dialect.settings.priority:
+            body["priority"] = job.priority
+        return body
+
+    def take(self, choice: dict[str, Any]) -> list[Step]:
+        ids = choice["token_ids"]
+        if not ids:
+            return []
+        logprobs = choice["logprobs"]["token_logprobs"]
+        if len(logprobs) != len(ids):
+            raise ValueError(f"{len(logprobs)} log-probabilities for {len(ids)} tokens")
+        self.generated += len(ids)
+        self._ids.extend(ids)
+        return self._segmenter.feed(ids, logprobs)
+
+    def rest(self, stop: Stop) -> Step | None:
+        return self._segmenter.finish(stop)
+
+
+def neutral() -> dict[str, Any]:
+    """The policy's own distribution: a server's defaults may be others."""
+    return Sampling().model_dump(exclude={"stop"})

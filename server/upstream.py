@@ -1,0 +1,238 @@
+"""A remote OpenAI-compatible server: connections, retries, event streams, errors.
+
+A request is tried again only if no byte of an answer came: the connection failed, or the reply
+was 429 or 5xx. Between attempts it waits as long as `Retry-After` says, else exponentially longer
+with full jitter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from email.utils import parsedate_to_datetime
+from time import time
+from typing import Any
+
+import httpx
+
+from server.config import HttpSettings
+from server.errors import PonderError, boundary
+from server.eventstream import EventDecoder
+
+BACKOFF = 0.1  # seconds before the first retry, at most
+PATIENCE = 30.0  # seconds that a `Retry-After` may ask for
+IDLE = 3.0  # seconds an idle connection is kept; uvicorn closes its own after 5
+GRACE = 1.0  # seconds that a server may take to end a reply after its `[DONE]`
+SPARE = 4  # connections beyond the capacity, so that checks get through when it is full
+MESSAGE = 500  # characters of an upstream message that are passed on
+
+
+class Upstream:
+    """One server, one connection pool. At most `settings.capacity` requests at once; the others
+    wait in turn. Whatever fails is an `error`, or a `dead` if the server cannot be reached."""
+
+    def __init__(
+        self, settings: HttpSettings, *, error: type[PonderError], dead: type[PonderError]
+    ):
+        self.running = 0
+        self.waiting = 0
+        self._settings = settings
+        self._error = error
+        self._dead = dead
+        self._base = settings.url.rstrip("/")
+        self._slots = asyncio.Semaphore(settings.capacity)
+        self._random = random.Random()
+        self._client = httpx.AsyncClient(
+            headers=self._headers(),
+            timeout=httpx.Timeout(
+                settings.read_timeout, connect=settings.connect_timeout, pool=None
+            ),
+            limits=httpx.Limits(
+                max_connections=settings.capacity + SPARE,
+                max_keepalive_connections=settings.capacity + SPARE,
+                keepalive_expiry=IDLE,
+            ),
+        )
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    async def get(self, path: str, *, within: float | None = None) -> Any:
+        """The JSON at `path`; None if there is none. Takes no slot, and is not retried if
+        `within` (seconds, for the whole of it) is given."""
+        with boundary(self._error, path):
+            async with asyncio.timeout(within):
+                response = await self._send("GET", path, None, retries=0 if within else None)
+                content = await self._json(response)
+                return None if response.status_code == 404 else content
+
+    async def post(self, path: str, body: dict[str, Any]) -> Any:
+        """The JSON answer to `body`. Cancelling it closes the connection."""
+        with boundary(self._error, path):
+            async with self._slot():
+                return await self._json(await self._send("POST", path, body))
+
+    @asynccontextmanager
+    async def events(self, path: str, body: dict[str, Any]) -> AsyncIterator[Events]:
+        """The event stream that answers `body`; leaving the block closes its connection, unless
+        the stream was read to its end, which frees it for the next request."""
+        with boundary(self._error, path):
+            async with self._slot():
+                events = Events(await self._send("POST", path, body), self._error)
+                try:
+                    yield events
+                finally:
+                    await events.aclose()
+
+    @asynccontextmanager
+    async def _slot(self) -> AsyncIterator[None]:
+        self.waiting += 1
+        try:
+            await self._slots.acquire()
+        finally:
+            self.waiting -= 1
+        self.running += 1
+        try:
+            yield
+        finally:
+            self.running -= 1
+            self._slots.release()
+
+    async def _send(
+        self, method: str, path: str, body: dict[str, Any] | None, *, retries: int | None = None
+    ) -> httpx.Response:
+        """An open reply with status 2xx, or 404 to a GET."""
+        left = self._settings.retries if retries is None else retries
+        wait = BACKOFF
+        while True:
+            try:
+                response = await self._client.send(self._request(method, path, body), stream=True)
+            except (httpx.NetworkError, httpx.ConnectTimeout, httpx.RemoteProtocolError) as error:
+                if left == 0:
+                    raise self._dead(f"{path}: {type(error).__name__}: {error}") from error
+                delay = None
+            else:
+                if response.is_success or (method, response.status_code) == ("GET", 404):
+                    return response
+                if left == 0 or not passing(response.status_code):
+                    raise await self._refusal(response, path)
+                delay = retry_after(response.headers.get("retry-after"))
+                if delay is not None and delay > PATIENCE:
+                    raise await self._refusal(response, path)
+                await response.aclose()
+            await asyncio.sleep(self._random.uniform(0, wait) if delay is None else delay)
+            left -= 1
+            wait *= 2
+
+    def _request(self, method: str, path: str, body: dict[str, Any] | None) -> httpx.Request:
+        content = None if body is None else json.dumps(body).encode()
+        return self._client.build_request(method, self._url(path), content=content)
+
+    def _url(self, path: str) -> str:
+        """vLLM's own routes, such as /health, stand beside /v1 and not under it."""
+        if path.startswith("/v1/"):
+            return self._base + path.removeprefix("/v1")
+        return self._base.removesuffix("/v1") + path
+
+    def _headers(self) -> dict[str, str]:
+        headers = {"content-type": "application/json", "accept-encoding": "identity"}
+        if self._settings.api_key is not None:
+            headers["authorization"] = f"Bearer {self._settings.api_key.get_secret_value()}"
+        return headers
+
+    async def _json(self, response: httpx.Response) -> Any:
+        try:
+            content = await response.aread()
+        finally:
+            await response.aclose()
+        # A server may answer /health or an unknown path with no JSON: nothing is said there.
+        return json.loads(content) if content.lstrip()[:1] in (b"{", b"[") else None
+
+    async def _refusal(self, response: httpx.Response, path: str) -> PonderError:
+        status = response.status_code
+        # The reply to a wrong key may repeat the key.
+        detail = "" if status in (401, 403) else await self._detail(response)
+        await response.aclose()
+        kind = self._dead if status == 503 else self._error
+        return kind(f"{path}: HTTP {status}{detail}")
+
+    async def _detail(self, response: httpx.Response) -> str:
+        text = (await response.aread()).decode(errors="replace")
+        with suppress(ValueError):
+            text = complaint(json.loads(text)) or text
+        return f": {text[:MESSAGE]}" if text else ""
+
+
+class Events:
+    """An open event stream: the JSON objects of its events, up to `[DONE]`."""
+
+    def __init__(self, response: httpx.Response, error: type[PonderError]):
+        self._response = response
+        self._error = error
+        self._chunks = response.aiter_raw()
+        self._decoder = EventDecoder()
+        self._ready: list[bytes] = []
+        self._over = False
+
+    def __aiter__(self) -> Events:
+        return self
+
+    async def __anext__(self) -> dict[str, Any]:
+        """Raises if the event reports an error, or is no object."""
+        data = await self._next()
+        if data is None or data.strip() == b"[DONE]":
+            await self._drain()
+            raise StopAsyncIteration
+        event = json.loads(data)
+        if not isinstance(event, dict):
+            raise ValueError(f"an event that is no object: {data[:80]!r}")
+        if "error" in event:
+            raise self._error((complaint(event) or "the server gave no reason")[:MESSAGE])
+        return event
+
+    async def aclose(self) -> None:
+        await self._response.aclose()
+
+    async def _next(self) -> bytes | None:
+        while not self._ready:
+            chunk = await anext(self._chunks, None)
+            if chunk is None:
+                self._over = True
+                return None
+            self._ready = self._decoder.feed(chunk)[::-1]
+        return self._ready.pop()
+
+    async def _drain(self) -> None:
+        """Read the end of the reply, so that its connection can be used again."""
+        with suppress(httpx.HTTPError, TimeoutError):
+            async with asyncio.timeout(GRACE):
+                while not self._over:
+                    self._ready.clear()
+                    await self._next()
+
+
+def passing(status: int) -> bool:
+    """Whether trying again may help."""
+    return status in (408, 425, 429) or 500 <= status < 600
+
+
+def retry_after(value: str | None) -> float | None:
+    """Seconds, from a number or an HTTP date; None if there is neither."""
+    if value is None:
+        return None
+    with suppress(ValueError):
+        return max(0.0, float(value))
+    with suppress(ValueError):
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time())
+    return None
+
+
+def complaint(body: Any) -> str | None:
+    """The message in an error reply: OpenAI's shape, or one of those in use beside it."""
+    error = body.get("error", body) if isinstance(body, dict) else body
+    if isinstance(error, dict):
+        error = error.get("message") or error.get("detail")
+    return str(error) if error else None

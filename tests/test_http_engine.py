@@ -1,0 +1,417 @@
+"""The remote engine against a real HTTP server that fails as real ones do."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import SecretStr
+
+from server.config import HttpSettings
+from server.engine.characters import TextTokenizer
+from server.engine.http import HttpEngine
+from server.errors import EngineDead, EngineError
+from server.types import Cut, Message, Sampling, Step, Stop, Stream
+from tests.scripted import (
+    DONE,
+    Scripted,
+    delta,
+    document,
+    events,
+    frame,
+    free_port,
+    refusal,
+    serving,
+    tokens,
+    truncated,
+    usage,
+)
+
+ASK = TextTokenizer().render([Message("user", "say it")])
+LINES = Cut("\n", 64)
+OK = events(delta("yes", "stop"), DONE)
+
+
+@pytest.fixture(scope="module")
+async def running() -> AsyncIterator[Scripted]:
+    scripted = Scripted()
+    async with serving(scripted) as url:
+        scripted.url = url
+        yield scripted
+
+
+@pytest.fixture
+def remote(running: Scripted) -> Scripted:
+    running.reset()
+    return running
+
+
+async def started(remote: Scripted, **settings: Any) -> HttpEngine:
+    defaults = {"url": remote.url, "model": "remote", "dialect": "chat", "prefill": "trailing"}
+    engine = HttpEngine(HttpSettings.model_validate(defaults | settings))
+    await engine.start()
+    return engine
+
+
+@pytest.fixture
+async def chat(remote: Scripted) -> AsyncIterator[HttpEngine]:
+    engine = await started(remote)
+    yield engine
+    await engine.close()
+
+
+def ask(
+    engine: HttpEngine,
+    prompt: tuple[int, ...] = ASK,
+    *,
+    cut: Cut = LINES,
+    max_tokens: int = 32,
+    **sampling: Any,
+) -> Stream:
+    return engine.stream(
+        prompt, max_tokens=max_tokens, seed=7, sampling=Sampling(**sampling), cut=cut
+    )
+
+
+async def take(stream: Stream) -> list[Step]:
+    try:
+        return [step async for step in stream]
+    finally:
+        await stream.aclose()
+
+
+async def test_a_chat_is_cut_into_steps(remote: Scripted, chat: HttpEngine) -> None:
+    remote.will(events(b": ping\r\n\r\n", delta("a\nb"), delta("\n"), delta("c", "stop"), DONE))
+    steps = await take(ask(chat))
+    assert [(s.text, s.stop) for s in steps] == [
+        ("a\n", Stop.STEP),
+        ("b\n", Stop.STEP),
+        ("c", Stop.END),
+    ]
+    assert [s.count for s in steps] == [1, 1, 1]
+    assert chat.tokenizer.decode(steps[1].token_ids) == "b\n"
+    assert {s.version for s in steps} == {"step-7"}
+    sent = remote.requests[0]
+    assert sent["messages"] == [{"role": "user", "content": "say it"}]
+    assert (sent["seed"], sent["max_tokens"], sent["temperature"]) == (7, 32, 1.0)
+    assert "top_k" not in sent and "continue_final_message" not in sent
+
+
+async def test_a_path_goes_back_as_a_trailing_message(remote: Scripted, chat: HttpEngine) -> None:
+    remote.will(OK, OK)
+    prompt = (*ASK, *chat.tokenizer.encode("so far\n"))
+    await take(ask(chat, prompt, top_k=5))
+    partial = {"role": "assistant", "content": "so far\n"}
+    assert remote.requests[0]["messages"][1:] == [partial]
+    assert remote.requests[0]["top_k"] == 5
+    flagged = await started(remote, prefill="continue_final_message")
+    await take(ask(flagged, prompt))
+    await flagged.close()
+    sent = remote.requests[1]
+    assert (sent["continue_final_message"], sent["add_generation_prompt"]) == (True, False)
+    assert (sent["top_k"], sent["min_p"]) == (0, 0.0)
+
+
+async def test_tokens_are_counted_by_log_probabilities(remote: Scripted, chat: HttpEngine) -> None:
+    many = [("on", -0.1), ("e\n", -0.2), ("t", -0.3)]
+    remote.will(
+        events(delta("one\nt", logprobs=many), delta("", "stop", logprobs=[("<e>", -0.4)]), DONE)
+    )
+    stream = ask(chat)
+    steps = await take(stream)
+    assert [(s.text, s.count, s.logprobs) for s in steps] == [
+        ("one\n", 2, (-0.1, -0.2)),
+        ("t", 2, (-0.3, -0.4)),
+    ]
+    assert stream.generated == 4
+
+
+async def test_usage_settles_the_count(remote: Scripted, chat: HttpEngine) -> None:
+    remote.will(events(delta("a b c"), delta("", "stop"), usage(11, 6, cached=4), DONE))
+    stream = ask(chat)
+    (step,) = await take(stream)
+    assert (step.count, stream.generated) == (6, 6)
+    assert (stream.prompt_tokens, stream.cached_tokens) == (11, 4)
+
+
+async def test_an_end_without_text_is_a_step(remote: Scripted, chat: HttpEngine) -> None:
+    remote.will(events(delta("", "stop"), usage(5, 1), DONE))
+    (step,) = await take(ask(chat))
+    assert (step.text, step.stop, step.count) == ("", Stop.END, 1)
+
+
+async def test_step_and_path_limits_are_in_tokens(remote: Scripted, chat: HttpEngine) -> None:
+    five = [("aa", -1.0)] * 5
+    remote.will(events(delta("a" * 10, "length", logprobs=five), DONE))
+    steps = await take(ask(chat, cut=Cut("", 2), max_tokens=5))
+    assert [(len(s.text), s.count, s.stop) for s in steps] == [
+        (4, 2, Stop.STEP),
+        (4, 2, Stop.STEP),
+        (2, 1, Stop.LENGTH),
+    ]
+
+
+async def test_halt_takes_one_step_and_drops_the_rest(remote: Scripted, chat: HttpEngine) -> None:
+    remote.will(remote.hanging(delta("a\n"), delta("b")))
+    (step,) = await take(ask(chat, cut=Cut("\n", 8, halt=True)))
+    assert (step.text, step.stop) == ("a\n", Stop.STEP)
+    assert remote.requests[0]["max_tokens"] == 8
+    await remote.dropped.wait()
+
+
+async def test_a_server_that_stops_at_white_space_is_asked_to_go_on(remote: Scripted) -> None:
+    engine = await started(remote, prefill="continue_final_message")
+    remote.will(
+        events(delta("\n", "stop", stop_reason="\n"), usage(5, 1), DONE),
+        events(delta("a\n", "stop", stop_reason="\n"), usage(6, 2), DONE),
+    )
+    stream = ask(engine, cut=Cut("\n", 8, halt=True))
+    (step,) = await take(stream)
+    await engine.close()
+    assert (step.text, step.stop, step.count) == ("\na\n", Stop.STEP, 3)
+    first, second = remote.requests
+    assert first["stop"] == ["\n"] and first["include_stop_str_in_output"]
+    assert (second["max_tokens"], second["seed"]) == (7, 8)
+    assert second["messages"][-1] == {"role": "assistant", "content": "\n"}
+    assert (stream.prompt_tokens, stream.generated) == (5, 3)
+
+
+async def test_a_stop_string_ends_the_answer(remote: Scripted, chat: HttpEngine) -> None:
+    remote.will(remote.hanging(delta("no ST"), delta("OP more")))
+    (step,) = await take(ask(chat, stop=("STOP",)))
+    assert (step.text, step.stop) == ("no ", Stop.END)
+
+
+async def test_finished_streams_share_a_connection(remote: Scripted, chat: HttpEngine) -> None:
+    remote.will(OK, OK)
+    await take(ask(chat))
+    await take(ask(chat, cut=Cut("\n", 8, halt=True)))
+    assert remote.peers[0] == remote.peers[1]
+
+
+async def test_refused_connections_mean_a_dead_engine() -> None:
+    settings = {"model": "remote", "dialect": "chat", "url": f"http://127.0.0.1:{free_port()}/v1"}
+    engine = HttpEngine(HttpSettings.model_validate(settings | {"retries": 1}))
+    with pytest.raises(EngineDead):
+        await engine.start()
+
+
+async def test_busy_and_failing_servers_are_asked_again(remote: Scripted, chat: HttpEngine) -> None:
+    remote.will(refusal(429, "busy", retry_after="0"), refusal(500, "oops"), OK)
+    (step,) = await take(ask(chat))
+    assert step.text == "yes"
+    assert len(remote.requests) == 3
+
+
+async def test_retries_are_bounded(remote: Scripted, chat: HttpEngine) -> None:
+    remote.will(*[refusal(500, "oops")] * 3)
+    with pytest.raises(EngineError, match="HTTP 500: oops"):
+        await take(ask(chat))
+    assert len(remote.requests) == 3
+
+
+async def test_a_long_retry_after_is_not_waited_for(remote: Scripted, chat: HttpEngine) -> None:
+    remote.will(refusal(429, "come back tomorrow", retry_after="86400"))
+    with pytest.raises(EngineError, match="come back tomorrow"):
+        await take(ask(chat))
+
+
+async def test_the_servers_refusal_is_passed_on_trimmed(remote: Scripted, chat: HttpEngine) -> None:
+    remote.will(refusal(400, "too long " + "x" * 5000))
+    with pytest.raises(EngineError, match="HTTP 400: too long") as raised:
+        await take(ask(chat))
+    assert len(str(raised.value)) < 600
+    assert len(remote.requests) == 1
+
+
+async def test_a_refused_key_is_never_repeated(remote: Scripted) -> None:
+    engine = await started(remote, api_key=SecretStr("sk-secret"))
+    remote.will(refusal(401, "Incorrect API key provided: sk-secret"))
+    with pytest.raises(EngineError, match="HTTP 401") as raised:
+        await take(ask(engine))
+    await engine.close()
+    assert remote.headers[0]["authorization"] == "Bearer sk-secret"
+    assert "sk-secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        (events(delta("a"), frame({"error": {"message": "lost a GPU"}})), "lost a GPU"),
+        (truncated(delta("a")), "RemoteProtocolError"),
+        (events(delta("a")), "without a finish_reason"),
+        (events(delta("a"), DONE), "without a finish_reason"),
+        (events(delta("a", "content_filter"), DONE), "content_filter"),
+        (events(frame("{not json")), "JSONDecodeError"),
+    ],
+    ids=["error frame", "truncated", "no finish", "done too early", "filtered", "not json"],
+)
+async def test_a_stream_that_breaks_is_an_engine_error(
+    remote: Scripted, chat: HttpEngine, reply: Any, reason: str
+) -> None:
+    remote.will(reply)
+    with pytest.raises(EngineError, match=reason):
+        await take(ask(chat))
+    assert len(remote.requests) == 1, "what was begun is not asked again"
+    assert chat.load().running == 0
+
+
+async def test_steps_before_a_break_are_delivered(remote: Scripted, chat: HttpEngine) -> None:
+    remote.will(truncated(delta("a\n"), delta("b")))
+    stream = ask(chat)
+    assert (await anext(stream)).text == "a\n"
+    with pytest.raises(EngineError):
+        await anext(stream)
+    with pytest.raises(StopAsyncIteration):
+        await anext(stream)
+    assert stream.generated == 2
+
+
+async def test_silence_is_an_engine_error_not_a_timeout(remote: Scripted) -> None:
+    engine = await started(remote, read_timeout=0.05)
+    remote.will(remote.hanging(delta("a")))
+    with pytest.raises(EngineError, match="ReadTimeout"):
+        await take(ask(engine))
+    await remote.dropped.wait()
+    await engine.close()
+
+
+async def test_closing_a_stream_closes_its_connection(remote: Scripted, chat: HttpEngine) -> None:
+    remote.will(remote.hanging(delta("a\n"), delta("b")))
+    stream = ask(chat)
+    assert (await anext(stream)).text == "a\n"
+    await stream.aclose()
+    await remote.dropped.wait()
+    assert chat.load().running == 0
+    assert await take(stream) == []
+
+
+async def test_cancelling_a_waiter_closes_its_connection(
+    remote: Scripted, chat: HttpEngine
+) -> None:
+    remote.will(remote.hanging())
+    stream = ask(chat)
+    task = asyncio.create_task(take(stream))
+    await remote.waiting.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await remote.dropped.wait()
+    assert chat.load().running == 0
+
+
+async def test_beyond_its_capacity_requests_wait(remote: Scripted) -> None:
+    engine = await started(remote, capacity=1)
+    remote.will(remote.hanging(), OK)
+    first, second = ask(engine), ask(engine)
+    tasks = [asyncio.create_task(take(s)) for s in (first, second)]
+    await remote.waiting.wait()
+    assert (engine.load().running, engine.load().waiting) == (1, 1)
+    assert not engine.load().room
+    await engine.check()  # a full engine is a healthy one
+    await first.aclose()
+    assert [len(steps) for steps in await asyncio.gather(*tasks)] == [0, 1]
+    assert (engine.load().running, engine.load().waiting) == (0, 0)
+    await engine.close()
+
+
+async def test_a_sick_server_fails_its_check(remote: Scripted, chat: HttpEngine) -> None:
+    await chat.check()
+    remote.pages["/v1/models"] = refusal(503, "engine died")
+    with pytest.raises(EngineDead, match="engine died"):
+        await chat.check()
+
+
+async def test_a_server_that_went_away_fails_its_check() -> None:
+    scripted = Scripted()
+    async with serving(scripted) as scripted.url:
+        engine = await started(scripted)
+    with pytest.raises(EngineDead):
+        await engine.check()
+    await engine.close()
+
+
+async def test_labels_need_token_ids(chat: HttpEngine) -> None:
+    with pytest.raises(EngineError, match="token ids"):
+        await chat.label_logprobs(ASK, [1])
+
+
+def probed(logprob: float) -> Any:
+    return document({"choices": [{"logprobs": {"token_logprobs": [logprob]}}]})
+
+
+async def vllm(remote: Scripted, logprob: float = 0.0, **settings: Any) -> HttpEngine:
+    remote.will(probed(logprob))
+    return await started(remote, dialect="vllm", tokenizer="models/policy", **settings)
+
+
+async def test_vllm_gets_and_gives_ids(remote: Scripted) -> None:
+    engine = await vllm(remote)
+    assert (engine.context, engine.version) == (512, "step-7")
+    line, end = engine.tokenizer.encode("6*4=24\n"), 6
+    remote.will(events(tokens([*line[:3]]), tokens([*line[3:], end], "stop"), usage(9, 1), DONE))
+    prompt = engine.tokenizer.render([Message("user", "24?")])
+    stream = ask(engine, prompt)
+    steps = await take(stream)
+    await engine.close()
+    assert [(s.text, s.token_ids, s.stop) for s in steps] == [
+        ("6*4=24\n", line, Stop.STEP),
+        ("", (end,), Stop.END),
+    ]
+    assert steps[0].logprobs == (-0.5,) * len(line)
+    sent = remote.requests[-1]
+    assert sent["prompt"] == list(prompt)
+    assert (sent["return_token_ids"], sent["logprobs"], sent["top_k"]) == (True, 0, 0)
+    assert "priority" not in sent
+    assert stream.generated == len(line) + 1
+
+
+async def test_raw_log_probabilities_are_warned_of(
+    remote: Scripted, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        await (await vllm(remote, 0.0)).close()
+        assert caplog.text == ""
+        await (await vllm(remote, -0.3)).close()
+    assert "processed_logprobs" in caplog.text
+
+
+async def test_priorities_are_sent_where_the_server_takes_them(remote: Scripted) -> None:
+    engine = await vllm(remote, priority=True)
+    remote.will(events(tokens([6], "stop"), DONE))
+    await take(
+        engine.stream((1,), max_tokens=1, seed=None, sampling=Sampling(), cut=LINES, priority=3)
+    )
+    await engine.close()
+    assert remote.requests[-1]["priority"] == 3
+    assert "seed" not in remote.requests[-1]
+
+
+async def test_a_server_without_token_ids_is_named(remote: Scripted) -> None:
+    engine = await vllm(remote)
+    remote.will(events(delta("text"), DONE))
+    with pytest.raises(EngineError, match="token_ids"):
+        await take(ask(engine, (1, 3)))
+    await engine.close()
+
+
+async def test_an_unknown_model_is_refused_at_the_start(remote: Scripted) -> None:
+    with pytest.raises(EngineError, match=r"no model 'other'; served are \['remote'\]"):
+        await started(remote, dialect="vllm", model="other")
+
+
+@given(st.lists(st.tuples(st.sampled_from(["user", "system"]), st.text())), st.text())
+def test_characters_come_back(chat: list[tuple[str, str]], path: str) -> None:
+    tokenizer = TextTokenizer()
+    messages = [Message(*pair) for pair in chat]
+    ids = (*tokenizer.render(messages), *tokenizer.encode(path))
+    got, partial = tokenizer.split(ids)
+    assert [Message(**m) for m in got] == messages
+    assert partial == path == tokenizer.decode(tokenizer.encode(path))
+    assert json.dumps(got)
