@@ -1,0 +1,161 @@
+"""A search as it runs, in the terminal: a tree on a screen, plain lines anywhere else."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.color import Color
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.style import Style
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+Events = AsyncIterator[tuple[str, dict[str, Any]]]
+Key = tuple[int, ...]
+
+
+@dataclass(slots=True)
+class Branch:
+    """One step as the terminal knows it."""
+
+    key: Key
+    text: str
+    stop: str = "step"
+    score: float | None = None
+    pruned: bool = False
+
+
+@dataclass(slots=True)
+class View:
+    """What the events said so far."""
+
+    question: str
+    branches: dict[Key, Branch] = field(default_factory=dict)
+    tokens: int = 0  # of the policy, as far as the steps tell
+    scored: int = 0
+    answer: dict[str, Any] | None = None
+    usage: dict[str, Any] = field(default_factory=dict)
+    error: str | None = None
+
+    def take(self, name: str, data: dict[str, Any]) -> None:
+        if name == "step":
+            key = tuple(data["key"])
+            self.branches[key] = Branch(key, data["text"].strip(), data["stop"])
+            self.tokens += data["tokens"]
+        elif name == "score":
+            self.branches[tuple(data["key"])].score = data["score"]
+            self.scored += 1
+        elif name == "prune":
+            if branch := self.branches.get(tuple(data["key"])):
+                branch.pruned = True
+        elif name == "answer":
+            self.answer = self.answer or data  # the chosen one comes first
+        elif name == "usage":
+            self.usage = data
+        elif name == "error":
+            self.error = data["error"]["message"]
+
+    def status(self) -> Text:
+        finished = sum(branch.stop != "step" for branch in self.branches.values())
+        return Text(
+            f"{len(self.branches)} steps, {finished} finished, {self.scored} scored, "
+            f"{self.tokens} tokens",
+            style="dim",
+        )
+
+    def tree(self, lines: int) -> Tree:
+        """The most promising steps with all before them, in at most about `lines` lines."""
+        shown = self._promising(lines)
+        root = Tree(Text(self.question, style="bold"), guide_style="dim")
+        twigs: dict[Key, Tree] = {(): root}
+        for key in sorted(shown, key=lambda k: (len(k), -self._best(k), k)):
+            twigs[key] = twigs[key[:-1]].add(self._label(self.branches[key]))
+        if hidden := len(self.branches) - len(shown):
+            root.add(Text(f"and {hidden} more steps", style="dim italic"))
+        return root
+
+    def _promising(self, lines: int) -> set[Key]:
+        shown: set[Key] = set()
+        for key in sorted(self.branches, key=lambda k: (-self._score(k), len(k), k)):
+            path = {key[:n] for n in range(1, len(key) + 1)} & self.branches.keys()
+            if len(shown | path) <= lines:
+                shown |= path
+        return shown
+
+    def _score(self, key: Key) -> float:
+        branch = self.branches[key]
+        return -1.0 if branch.score is None or branch.pruned else branch.score
+
+    def _best(self, key: Key) -> float:
+        return max(self._score(k) for k in self.branches if k[: len(key)] == key)
+
+    def _label(self, branch: Branch) -> Text:
+        score = "     " if branch.score is None else f"{branch.score:.3f}"
+        label = Text.assemble((score, _shade(branch.score)), "  ", branch.text)
+        if branch.pruned:
+            label.stylize("dim strike")
+        elif branch.stop != "step":
+            label.stylize("bold", len(score))
+        return label
+
+
+def _shade(score: float | None) -> Style:
+    """From red at 0 to green at 1."""
+    share = min(max(score or 0.0, 0.0), 1.0)
+    return Style(color=Color.from_rgb(220 - 160 * share, 60 + 140 * share, 70))
+
+
+async def show(events: Events, question: str, console: Console) -> View:
+    """Draw the events while they come; the view as it was when they ended."""
+    view = View(question)
+    if not console.is_terminal:
+        async for name, data in events:
+            view.take(name, data)
+            if line := plain(name, data, view):
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
+    else:
+        with Live(
+            console=console, refresh_per_second=10, get_renderable=lambda: _draw(view, console)
+        ):
+            async for name, data in events:
+                view.take(name, data)
+    console.print(result(view))
+    return view
+
+
+def _draw(view: View, console: Console) -> RenderableType:
+    return Group(view.tree(lines=console.height - 12), view.status())
+
+
+def plain(name: str, data: dict[str, Any], view: View) -> str | None:
+    """An event as a line; None for those that the result tells."""
+    if name not in ("step", "score", "prune"):
+        return None
+    branch = view.branches.get(tuple(data["key"]))
+    place = ".".join(map(str, data["key"]))
+    text = branch.text if branch else ""
+    value = f"{data['score']:.3f}" if name == "score" and data["score"] is not None else "     "
+    return f"{name:5}  {value}  {place:<12}  {text}"
+
+
+def result(view: View) -> RenderableType:
+    """The answer, and what it took."""
+    if view.error or view.answer is None:
+        return Text(view.error or "the stream ended without an answer", style="bold red")
+    table = Table.grid(padding=(0, 2))
+    answer = view.answer
+    for step in answer.get("reasoning", []):
+        table.add_row("", Text(step.strip(), style="dim"))
+    table.add_row("answer", Text(answer["content"].strip(), style="bold green"))
+    if answer.get("score") is not None:
+        table.add_row("score", f"{answer['score']:.3f}")
+    table.add_row("usage", Text(", ".join(f"{k} {_short(v)}" for k, v in view.usage.items())))
+    return table
+
+
+def _short(value: Any) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
