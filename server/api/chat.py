@@ -1,0 +1,121 @@
+"""`POST /v1/chat/completions`: OpenAI's chat, with a search behind it."""
+
+from __future__ import annotations
+
+import logging
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from server.api.body import read_body
+from server.api.chat_reply import ChatCompletion, Reply
+from server.api.chat_schema import ChatRequest, SearchFields
+from server.api.docs import takes
+from server.api.effort import strategy_for
+from server.api.follow import Told, follow
+from server.api.parts import Parts
+from server.api.sse import Emit, EventStream, frame, unless_gone
+from server.config import HttpSettings
+from server.errors import BadRequest
+from server.service import Ask
+
+log = logging.getLogger("ponder.api")
+
+
+def routes(parts: Parts) -> APIRouter:
+    router = APIRouter(tags=["chat"])
+    patience = parts.settings.server.body_seconds
+
+    @router.post(
+        "/v1/chat/completions",
+        response_model=ChatCompletion,
+        openapi_extra=takes(ChatRequest),
+        summary="An answer to a conversation, found by a search",
+    )
+    async def complete(request: Request) -> Response:
+        asked = await read_body(request, ChatRequest, patience)
+        ask = prepared(parts, asked, request.state.tenant)
+        _note(request, asked)
+        policy = parts.service.models.policy
+        reply = Reply(asked, ask, policy.tokenizer, policy.version)
+        if asked.stream:
+            return streamed(parts, ask, reply)
+        outcome = await unless_gone(request.receive, parts.search(ask))
+        return JSONResponse(reply.whole(outcome).model_dump())
+
+    return router
+
+
+def prepared(parts: Parts, asked: ChatRequest, tenant: str | None) -> Ask:
+    """Raises `BadRequest` that names the parameter as this request spells it."""
+    asked.check()
+    _check_logprobs(parts, asked)
+    _check_n(parts, asked)
+    search = asked.search or SearchFields()
+    policy, n = parts.service.models.policy.name, asked.n or 1
+    strategy = strategy_for(asked.model, policy, asked.reasoning_effort, search.strategy, n)
+    try:
+        return parts.service.prepare(
+            messages=[message.message() for message in asked.messages],
+            strategy=strategy,
+            reward=search.reward,
+            budget=search.budget.spec() if search.budget else None,
+            sampling=asked.sampling(),
+            max_tokens=asked.length(),
+            seed=asked.seed,
+            n=n,
+            tenant=tenant,
+        )
+    except BadRequest as error:
+        error.param = _spelled(error.param, asked)
+        raise
+
+
+def _spelled(param: str | None, asked: ChatRequest) -> str | None:
+    """The service's parameter where this request has it."""
+    root = (param or "").partition(".")[0]
+    if param == "max_tokens" and asked.max_tokens is None and asked.max_completion_tokens:
+        return "max_completion_tokens"
+    if root == "strategy" and (asked.search is None or asked.search.strategy is None):
+        return "reasoning_effort" if asked.reasoning_effort else "model"
+    return f"search.{param}" if root in SearchFields.model_fields else param
+
+
+def _check_n(parts: Parts, asked: ChatRequest) -> None:
+    """Before it becomes a strategy's, whose name the caller did not write."""
+    most = parts.settings.limits.choices
+    if asked.n is not None and asked.n > most:
+        raise BadRequest(f"'n' must be at most {most}", param="n")
+
+
+def _check_logprobs(parts: Parts, asked: ChatRequest) -> None:
+    policy = parts.settings.policy
+    if asked.logprobs and isinstance(policy, HttpSettings) and policy.dialect == "chat":
+        raise BadRequest(
+            "'logprobs' is not supported: this policy's server gives none; leave it out",
+            param="logprobs",
+        )
+
+
+def _note(request: Request, asked: ChatRequest) -> None:
+    if asked.user or asked.safety_identifier:
+        names = (asked.user, asked.safety_identifier)
+        log.info("%s is for user %r, safety identifier %r", request.state.request_id, *names)
+
+
+def streamed(parts: Parts, ask: Ask, reply: Reply) -> EventStream:
+    """The role when the search first moves; then nothing but pings until the path is known."""
+
+    async def produce(emit: Emit) -> None:
+        opened = False
+
+        async def open_up(_: Told) -> None:
+            nonlocal opened
+            if not opened:
+                opened = True
+                await emit(frame(reply.opening(0)))
+
+        outcome = await follow(parts, ask, open_up)
+        await emit(b"".join(map(frame, reply.chunks(outcome))) + frame("[DONE]"))
+
+    return EventStream(produce, parts.metrics)

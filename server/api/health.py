@@ -1,0 +1,53 @@
+"""`/health` (the process lives), `/ready` (its models can serve), `/metrics`."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from server.api.parts import Parts
+from server.errors import EngineDead, PonderError
+from server.service import Service
+
+READY_SECONDS = 5.0  # a model that answers later is not ready
+
+
+def open_routes(parts: Parts) -> APIRouter:
+    """Those that a probe asks, without a key."""
+    router = APIRouter(tags=["health"])
+
+    @router.get("/health", summary="200 while the process lives")
+    async def health() -> Response:
+        return JSONResponse({"status": "ok"})
+
+    @router.get("/ready", summary="200 while the models can serve, else 503")
+    async def ready() -> Response:
+        await check(parts.service)
+        return JSONResponse({"status": "ready", "model": parts.service.models.policy.name})
+
+    return router
+
+
+def routes(parts: Parts) -> APIRouter:
+    router = APIRouter(tags=["health"])
+
+    @router.get("/metrics", summary="Prometheus")
+    async def metrics() -> Response:
+        return Response(generate_latest(parts.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    return router
+
+
+async def check(service: Service) -> None:
+    """Raise `EngineDead`, a 503, unless the policy and the reward model can serve."""
+    models = service.models
+    try:
+        async with asyncio.timeout(READY_SECONDS):
+            await models.policy.check()
+            if models.prm is not None:
+                await models.prm.check()
+    except (PonderError, TimeoutError) as error:
+        raise EngineDead("a model is not ready", code="not_ready") from error

@@ -1,0 +1,88 @@
+"""From a search's outcome to the reply of `/v1/reason`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+
+from server.api.reason_schema import (
+    AnswerReply,
+    Include,
+    NodeReply,
+    ReasonReply,
+    ScoreReply,
+    StepReply,
+    UsageReply,
+)
+from server.api.usage import ponder
+from server.search.answers import Answer
+from server.service import Ask, Outcome
+from server.traces.schema import NodeRecord
+from server.types import Node
+
+
+def reason_reply(
+    reply_id: str, ask: Ask, outcome: Outcome, include: Collection[Include]
+) -> ReasonReply:
+    block = ponder(ask, outcome)
+    return ReasonReply(
+        id=reply_id,
+        created=int(time.time()),
+        model=outcome.model,
+        version=outcome.version,
+        answers=[answer_reply(answer, include) for answer in outcome.answers],
+        usage=UsageReply(
+            prompt_tokens=outcome.usage.prompt,
+            policy_tokens=block.tokens.policy,
+            tokens=block.tokens,
+            nodes=block.nodes,
+            scorer_calls=block.scorer_calls,
+            seconds=block.seconds,
+        ),
+        strategy=block.strategy,
+        reward=ask.reward.model_dump(mode="json"),
+        seed=ask.seed,
+        trace_id=outcome.trace_id,
+        tree=[_node(record) for record in outcome.trace.nodes] if "tree" in include else None,
+    )
+
+
+def answer_reply(answer: Answer, include: Collection[Include]) -> AnswerReply:
+    path = answer.node.path()
+    return AnswerReply(
+        content=answer.content,
+        reasoning=list(answer.reasoning),
+        final=answer.final,
+        key=answer.key,
+        score=answer.score,
+        votes=answer.votes,
+        finish_reason=answer.finish_reason,
+        steps=[_step(node) for node in path] if "steps" in include else None,
+        scores=[ScoreReply(raw=n.raw, score=n.score) for n in path]
+        if "scores" in include
+        else None,
+    )
+
+
+def _step(node: Node) -> StepReply:
+    assert node.step is not None
+    return StepReply(
+        key=list(node.key), text=node.step.text, tokens=node.step.count, stop=node.step.stop
+    )
+
+
+def _node(record: NodeRecord) -> NodeReply:
+    return NodeReply(
+        id=record.id,
+        parent=record.parent,
+        key=list(record.key),
+        text=record.text,
+        tokens=len(record.token_ids),
+        raw=record.prm_raw,
+        score=record.prm_agg,
+        prior=record.prior,
+        visits=record.visits,
+        value_sum=record.value_sum,
+        multiplicity=record.multiplicity,
+        status=record.status,
+    )

@@ -1,0 +1,118 @@
+"""Prometheus counters and histograms. They observe; they never decide.
+
+`Metrics` is the `Observer` that a `Service` tells of its searches; the API adds its replies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import perf_counter
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from server.errors import PonderError, unwrap
+from server.search.events import Event, Listener
+from server.service import Ask
+from server.traces.schema import UsageRecord
+
+SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+FIRST_EVENT = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+
+class Metrics:
+    """Everything that is counted, in one registry."""
+
+    def __init__(self, registry: CollectorRegistry):
+        self.registry = registry
+        self._define_searches()
+        self._define_replies()
+
+    def _define_searches(self) -> None:
+        self._searches = self._counter("searches", "Searches ended", "strategy", "outcome")
+        self._tokens = self._counter("tokens", "Tokens, by what they were spent on", "kind")
+        self._nodes = self._counter("nodes", "Nodes attached to trees", "strategy")
+        self._calls = self._counter("scorer_calls", "Paths sent to a scorer")
+        self._running = self._gauge("searches_running", "Searches admitted and not ended")
+        self._queued = self._gauge("searches_queued", "Searches waiting to be admitted")
+        self._seconds = self._histogram("search_seconds", "Of a search", SECONDS, "strategy")
+        self._first_event = self._histogram(
+            "first_event_seconds", "Until a search's first event", FIRST_EVENT, "strategy"
+        )
+
+    def _define_replies(self) -> None:
+        self._errors = self._counter("errors", "Error replies", "status", "type", "code")
+        self._requests = self._counter("http_requests", "Replies", "method", "route", "status")
+        self._reply_seconds = self._histogram(
+            "http_seconds", "Until a reply's last byte", SECONDS, "route"
+        )
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"ponder_{name}", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(f"ponder_{name}", text, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], label: str) -> Histogram:
+        return Histogram(f"ponder_{name}", text, [label], buckets=buckets, registry=self.registry)
+
+    def watch(self, name: str, text: str, value: Callable[[], float]) -> None:
+        """A gauge that is read from `value` whenever the metrics are."""
+        self._gauge(name, text).set_function(value)
+
+    def queued(self, waiting: int) -> None:
+        self._queued.set(waiting)
+
+    def started(self, ask: Ask) -> None:
+        self._running.inc()
+
+    def finished(self, ask: Ask, usage: UsageRecord, error: BaseException | None) -> None:
+        """Count a search that was started, and what it cost."""
+        strategy = ask.strategy.kind
+        self._running.dec()
+        self._searches.labels(strategy, _outcome(error)).inc()
+        self._seconds.labels(strategy).observe(usage.seconds)
+        self._nodes.labels(strategy).inc(usage.nodes)
+        self._calls.inc(usage.scorer_calls)
+        for kind, count in _spent(usage).items():
+            self._tokens.labels(kind).inc(count)
+
+    def timed(self, strategy: str, then: Listener | None) -> Listener:
+        """A listener that notes when the first event came, and passes every one on."""
+        began, seen = perf_counter(), False
+
+        def listen(event: Event) -> None:
+            nonlocal seen
+            if not seen:
+                seen = True
+                self._first_event.labels(strategy).observe(perf_counter() - began)
+            if then is not None:
+                then(event)
+
+        return listen
+
+    def failed(self, error: PonderError) -> None:
+        """Count one error reply."""
+        self._errors.labels(str(error.status), error.type, error.code or "none").inc()
+
+    def replied(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Count one reply; `route` is the template, so that clients cannot make new labels."""
+        self._requests.labels(method, route, str(status)).inc()
+        self._reply_seconds.labels(route).observe(seconds)
+
+
+def _outcome(error: BaseException | None) -> str:
+    if error is None:
+        return "answered"
+    cause = unwrap(error)
+    return cause.code or cause.type if isinstance(cause, PonderError) else type(cause).__name__
+
+
+def _spent(usage: UsageRecord) -> dict[str, int]:
+    return {
+        "policy": usage.policy,
+        "discarded": usage.discarded,
+        "prompt": usage.prompt_computed,
+        "prompt_cached": usage.prompt_cached,
+        "prm": usage.scorer_computed,
+        "prm_cached": usage.scorer_cached,
+    }
