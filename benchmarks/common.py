@@ -1,4 +1,4 @@
-"""What every benchmark shares: its options, its progress bar, its tables, goals and results file."""
+"""What benchmarks share: options, a progress bar, tables, goals, the file of results."""
 
 from __future__ import annotations
 
