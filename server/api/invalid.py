@@ -57,7 +57,9 @@ def _message(details: list[ErrorDetails], param: str, model: type[BaseModel]) ->
 
 def _text(detail: ErrorDetails) -> str:
     """pydantic's own words, as part of a sentence."""
-    text = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    text = detail["msg"].removeprefix("Value error, ")
+    if text.startswith("Input "):
+        return f"it {text.removeprefix('Input ')}"
     return text[0].lower() + text[1:]
 
 

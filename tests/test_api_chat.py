@@ -1,0 +1,248 @@
+"""Chat completions: replies, streams, and which search a request means."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import pytest
+
+from tests.fakes import FakeEngine
+from tests.serving import USER, client, connected, events, world
+
+CHAT = "/v1/chat/completions"
+
+
+def body(**fields: Any) -> dict[str, Any]:
+    return {"model": "ponder-best-of-n", "messages": USER, "seed": 3, **fields}
+
+
+async def ask(**fields: Any) -> Any:
+    async with client(world()) as http:
+        reply = await http.post(CHAT, json=body(**fields))
+    assert reply.status_code == 200, reply.text
+    return reply.json()
+
+
+async def frames(**fields: Any) -> list[Any]:
+    async with client(world()) as http:
+        reply = await http.post(CHAT, json=body(stream=True, **fields))
+    assert reply.status_code == 200, reply.text
+    assert reply.headers["content-type"].startswith("text/event-stream")
+    assert reply.text.endswith("\n\n")
+    return [data for _, data in events(reply.text)]
+
+
+async def test_reply_splits_the_path_into_reasoning_and_content() -> None:
+    parts = world()
+    async with client(parts) as http:
+        reply = (await http.post(CHAT, json=body())).json()
+        trace = (await http.get(f"/v1/traces/{reply['ponder']['trace_id']}")).json()
+    message = reply["choices"][0]["message"]
+    assert message["content"].startswith("Answer: ")
+    assert message["reasoning"] == message["reasoning_content"]
+    nodes, node, texts = trace["nodes"], trace["selected"], []
+    while node:
+        texts.insert(0, nodes[node]["text"])
+        node = nodes[node]["parent"]
+    assert "".join(texts) == message["reasoning"] + message["content"]
+    assert reply["object"] == "chat.completion"
+    assert reply["model"] == "ponder-best-of-n"
+    assert reply["choices"][0]["finish_reason"] == "stop"
+
+
+async def test_usage_is_what_the_engine_generated() -> None:
+    parts = world()
+    async with client(parts) as http:
+        reply = (await http.post(CHAT, json=body())).json()
+    usage, ponder = reply["usage"], reply["ponder"]
+    content = len(reply["choices"][0]["message"]["content"]) + 1  # and the end token
+    assert usage["completion_tokens"] == parts.engine.generated == ponder["tokens"]["policy"]
+    assert usage["completion_tokens_details"]["reasoning_tokens"] == (
+        parts.engine.generated - content
+    )
+    assert usage["prompt_tokens"] == len(USER[0]["content"]) + 1
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+    assert ponder["version"] == parts.engine.version
+    assert ponder["nodes"] > 0
+    assert ponder["seconds"] > 0
+
+
+async def test_a_cut_answer_says_length() -> None:
+    reply = await ask(max_tokens=2)
+    assert reply["choices"][0]["finish_reason"] == "length"
+    assert (await ask(max_completion_tokens=2))["choices"] == reply["choices"]
+
+
+async def test_n_gives_the_best_candidates_first() -> None:
+    reply = await ask(n=3)
+    assert [choice["index"] for choice in reply["choices"]] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("n", [1, 3])
+async def test_stream_says_what_the_reply_says(n: int) -> None:
+    whole = await ask(n=n)
+    *chunks, done = await frames(n=n)
+    assert done == "[DONE]"
+    assert len({chunk["id"] for chunk in chunks}) == 1
+    assert all("usage" not in chunk and chunk["choices"] for chunk in chunks)
+    roles, ends = defaultdict(list), defaultdict(list)
+    texts: defaultdict[tuple[int, str], str] = defaultdict(str)
+    for place, chunk in enumerate(chunks):
+        (choice,) = chunk["choices"]
+        index, delta = choice["index"], choice["delta"]
+        if "role" in delta:
+            roles[index].append(place)
+        if choice["finish_reason"]:
+            ends[index].append(choice["finish_reason"])
+        for name in ("content", "reasoning_content", "reasoning"):
+            texts[index, name] += delta.get(name, "")
+        assert roles[index], "a choice must begin with its role"
+    for choice in whole["choices"]:
+        index, message = choice["index"], choice["message"]
+        assert len(roles[index]) == 1
+        assert ends[index] == [choice["finish_reason"]]
+        for name in ("content", "reasoning_content", "reasoning"):
+            assert texts[index, name] == message[name]
+    assert chunks[-1]["ponder"]["tokens"] == whole["ponder"]["tokens"]
+
+
+async def test_usage_chunk_only_where_asked_for() -> None:
+    whole = await ask()
+    *chunks, last, done = await frames(stream_options={"include_usage": True})
+    assert done == "[DONE]"
+    assert last["choices"] == []
+    assert last["usage"] == whole["usage"]
+    assert all(chunk["usage"] is None and chunk["choices"] for chunk in chunks)
+
+
+async def test_logprobs_are_those_of_the_content() -> None:
+    parts = world()
+    async with client(parts) as http:
+        reply = (await http.post(CHAT, json=body(logprobs=True, top_logprobs=0))).json()
+        trace = (await http.get(f"/v1/traces/{reply['ponder']['trace_id']}")).json()
+    choice = reply["choices"][0]
+    entries = choice["logprobs"]["content"]
+    assert "".join(entry["token"] for entry in entries) == choice["message"]["content"]
+    assert bytes(entries[0]["bytes"]) == entries[0]["token"].encode()
+    leaf = trace["nodes"][trace["selected"]]
+    assert [entry["logprob"] for entry in entries] == leaf["logprobs"][:-1]  # less the end's
+    streamed = await frames(logprobs=True)
+    (sent,) = [c for f in streamed[:-1] for c in f["choices"] if c["logprobs"]]
+    assert sent["logprobs"] == choice["logprobs"]
+
+
+async def test_developer_is_system_and_parts_are_joined() -> None:
+    parts = world()
+    messages = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": t} for t in ("one ", "two")]},
+    ]
+    async with client(parts) as http:
+        reply = (await http.post(CHAT, json=body(messages=messages))).json()
+        trace = (await http.get(f"/v1/traces/{reply['ponder']['trace_id']}")).json()
+    assert trace["prompt_messages"] == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "one two"},
+    ]
+
+
+async def test_metadata_comes_back() -> None:
+    assert (await ask(metadata={"job": "7"}, user="u1", store=False))["metadata"] == {"job": "7"}
+
+
+SEARCHES = [
+    ({"model": "fake"}, {"kind": "vote", "n": 1, "choose": "majority"}),
+    ({"model": "fake", "n": 2}, {"kind": "vote", "n": 2}),
+    ({"model": "fake", "reasoning_effort": "none"}, {"kind": "vote", "n": 1}),
+    ({"model": "fake", "reasoning_effort": "minimal"}, {"kind": "best_of_n", "n": 4}),
+    ({"model": "fake", "reasoning_effort": "low"}, {"kind": "best_of_n", "n": 8}),
+    ({"model": "fake", "reasoning_effort": "medium"}, {"kind": "mcts", "simulations": 16}),
+    ({"model": "fake", "reasoning_effort": "high"}, {"kind": "mcts", "simulations": 32}),
+    ({"model": "ponder-mcts"}, {"kind": "mcts", "simulations": 16}),
+    ({"model": "ponder-beam"}, {"kind": "beam", "width": 4, "branch": 4}),
+    ({"model": "ponder-vote"}, {"kind": "vote", "n": 16}),
+    ({"model": "ponder-best-of-n"}, {"kind": "best_of_n", "n": 16}),
+    (
+        {"model": "ponder-beam", "reasoning_effort": "high"},
+        {"kind": "beam", "width": 8, "branch": 4},
+    ),
+    (
+        {"model": "ponder-mcts", "search": {"strategy": {"kind": "mcts", "simulations": 3}}},
+        {"kind": "mcts", "simulations": 3},
+    ),
+    (
+        {"model": "fake", "search": {"strategy": {"kind": "vote", "n": 5}}},
+        {"kind": "vote", "n": 5},
+    ),
+]
+
+
+@pytest.mark.parametrize(("fields", "meant"), SEARCHES, ids=str)
+async def test_search_is_chosen_by_alias_effort_or_in_full(
+    fields: dict[str, Any], meant: dict[str, Any]
+) -> None:
+    strategy = (await ask(**fields))["ponder"]["strategy"]
+    assert strategy.items() >= meant.items()
+
+
+CONFLICTS = [
+    (
+        {"model": "ponder-mcts", "search": {"strategy": {"kind": "beam"}}},
+        "search.strategy.kind",
+        ["ponder-mcts", "beam"],
+    ),
+    ({"model": "ponder-mcts", "reasoning_effort": "none"}, "reasoning_effort", ["ponder-mcts"]),
+    (
+        {"model": "fake", "reasoning_effort": "low", "search": {"strategy": {"kind": "beam"}}},
+        "reasoning_effort",
+        ["low", "search.strategy"],
+    ),
+    ({"max_tokens": 5, "max_completion_tokens": 6}, "max_completion_tokens", ["5", "6"]),
+]
+
+
+@pytest.mark.parametrize(("fields", "param", "named"), CONFLICTS, ids=str)
+async def test_contradictions_are_refused_by_both_names(
+    fields: dict[str, Any], param: str, named: list[str]
+) -> None:
+    parts = world()
+    async with client(parts) as http:
+        reply = await http.post(CHAT, json=body(**fields))
+    error = reply.json()["error"]
+    assert (reply.status_code, error["param"]) == (400, param)
+    assert all(name in error["message"] for name in named)
+    assert parts.idle
+
+
+async def test_reward_and_budget_reach_the_search() -> None:
+    parts = world()
+    search = {
+        "reward": {"kind": "confidence", "aggregate": "min"},
+        "budget": {"tokens": 50, "seconds": 9, "calls": 7, "concurrency": 2},
+    }
+    async with client(parts) as http:
+        reply = (await http.post(CHAT, json=body(search=search, temperature=0.5))).json()
+        trace = (await http.get(f"/v1/traces/{reply['ponder']['trace_id']}")).json()
+    assert trace["reward"] == search["reward"]
+    assert trace["budget"].items() >= search["budget"].items()
+    assert trace["sampling"]["temperature"] == 0.5
+    assert trace["seed"] == 3
+    assert parts.engine.generated <= 50
+    assert parts.engine.peak <= 2
+
+
+async def test_role_comes_while_the_search_still_runs() -> None:
+    """The first frame is sent when the search first moves, not when it ends."""
+    parts = world(engine=FakeEngine(pace=0.002, length=20, p_end=0.1))
+    lines: list[str] = []
+    async with (
+        connected(parts) as http,
+        http.stream("POST", CHAT, json=body(stream=True)) as reply,
+    ):
+        async for line in reply.aiter_lines():
+            if not lines:
+                assert parts.engine.open_streams > 0
+            lines += [line] if line else []
+    assert '"role":"assistant"' in lines[0]
+    assert lines[-1] == "data: [DONE]"
