@@ -13,6 +13,7 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from email.utils import parsedate_to_datetime
+from pathlib import PurePosixPath
 from time import time
 from typing import Any
 
@@ -68,6 +69,16 @@ class Upstream:
                 response = await self._send("GET", path, None, retries=0 if within else None)
                 content = await self._json(response)
                 return None if response.status_code == 404 else content
+
+    async def card(self, model: str, *, required: bool = True) -> dict[str, Any]:
+        """What the server says of one of its models; {} if it says nothing and need not."""
+        answer = await self.get("/v1/models")
+        cards: dict[str, dict[str, Any]] = {
+            card["id"]: card for card in (answer or {}).get("data", ())
+        }
+        if required and model not in cards:
+            raise self._error(f"no model {model!r}; served are {sorted(cards)}")
+        return cards.get(model, {})
 
     async def post(self, path: str, body: dict[str, Any]) -> Any:
         """The JSON answer to `body`. Cancelling it closes the connection."""
@@ -228,6 +239,19 @@ def retry_after(value: str | None) -> float | None:
     with suppress(ValueError):
         return max(0.0, parsedate_to_datetime(value).timestamp() - time())
     return None
+
+
+def weights_of(card: dict[str, Any]) -> str:
+    """The weights' name, as far as a server tells: the last part of where it loaded them from."""
+    return PurePosixPath(card.get("root") or card.get("id") or "unknown").name
+
+
+def context_of(card: dict[str, Any], setting: int | None, error: type[PonderError]) -> int:
+    """Tokens; by the setting, else by vLLM's card."""
+    context = setting or card.get("max_model_len")
+    if not context:
+        raise error("the server does not tell its context length: set `context`")
+    return int(context)
 
 
 def complaint(body: Any) -> str | None:

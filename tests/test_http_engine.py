@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from server.config import HttpSettings
 from server.engine.characters import TextTokenizer
 from server.engine.http import HttpEngine
-from server.errors import EngineDead, EngineError
+from server.errors import BadRequest, EngineDead, EngineError
 from server.types import Cut, Message, Sampling, Step, Stop, Stream
 from tests.scripted import (
     DONE,
@@ -157,6 +157,26 @@ async def test_step_and_path_limits_are_in_tokens(remote: Scripted, chat: HttpEn
     ]
 
 
+async def test_a_step_goes_on_where_it_was_begun(remote: Scripted, chat: HttpEngine) -> None:
+    remote.will(events(delta("aaa", logprobs=[("a", -1.0)] * 3, finish="length"), DONE))
+    prompt = (*ASK, *chat.tokenizer.encode("bb"))
+    steps = await take(ask(chat, prompt, cut=Cut("\n", 4, begun=2), max_tokens=3))
+    assert [(s.text, s.stop) for s in steps] == [("aa", Stop.STEP), ("a", Stop.LENGTH)]
+
+
+async def test_a_server_that_overcounts_is_not_believed(remote: Scripted, chat: HttpEngine) -> None:
+    remote.will(events(delta("a", "length"), usage(5, 9), DONE))
+    stream = ask(chat, max_tokens=3)
+    (step,) = await take(stream)
+    assert (step.count, stream.generated) == (3, 3)
+
+
+async def test_what_does_not_fit_is_the_callers_mistake(chat: HttpEngine) -> None:
+    with pytest.raises(BadRequest, match="max_tokens") as raised:
+        ask(chat, max_tokens=1 << 20)
+    assert raised.value.code == "context_length_exceeded"
+
+
 async def test_halt_takes_one_step_and_drops_the_rest(remote: Scripted, chat: HttpEngine) -> None:
     remote.will(remote.hanging(delta("a\n"), delta("b")))
     (step,) = await take(ask(chat, cut=Cut("\n", 8, halt=True)))
@@ -177,7 +197,8 @@ async def test_a_server_that_stops_at_white_space_is_asked_to_go_on(remote: Scri
     assert (step.text, step.stop, step.count) == ("\na\n", Stop.STEP, 3)
     first, second = remote.requests
     assert first["stop"] == ["\n"] and first["include_stop_str_in_output"]
-    assert (second["max_tokens"], second["seed"]) == (7, 8)
+    assert (first["seed"], first["max_tokens"], second["max_tokens"]) == (7, 8, 7)
+    assert second["seed"] != 7
     assert second["messages"][-1] == {"role": "assistant", "content": "\n"}
     assert (stream.prompt_tokens, stream.generated) == (5, 3)
 

@@ -6,16 +6,16 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from pathlib import PurePosixPath
-from typing import Any
 
 from server.config import HttpSettings
+from server.engine.bounds import fit
 from server.engine.http_chat import Chat
 from server.engine.http_stream import Job
 from server.engine.http_vllm import Completions
 from server.engine.tokenizer import HFTokenizer
-from server.errors import EngineDead, EngineError
+from server.errors import BadRequest, EngineDead, EngineError, boundary
 from server.types import Cut, Load, Message, Sampling, Stream, Tokenizer
-from server.upstream import Upstream
+from server.upstream import Upstream, context_of, weights_of
 
 CHARACTERS = 1 << 20  # the chat dialect's context: the server knows its own, in its own tokens
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ class HttpEngine:
 
     def __init__(self, settings: HttpSettings):
         self.settings = settings
-        self.name = settings.name or settings.model
+        self.name = settings.name or PurePosixPath(settings.model).name
         self.version = "unknown"
         self._upstream = Upstream(settings, error=EngineError, dead=EngineDead)
         self._dialect: Chat | Completions
@@ -60,6 +60,9 @@ class HttpEngine:
         cut: Cut,
         priority: int = 0,
     ) -> Stream:
+        fit(self.name, self.context, len(prompt_ids), max_tokens)
+        if not all(sampling.stop):
+            raise BadRequest("a stop string must not be empty", param="stop")
         job = Job(prompt_ids, max_tokens, seed, sampling, cut, priority)
         return self._dialect.stream(job, self.version)
 
@@ -68,6 +71,7 @@ class HttpEngine:
     ) -> tuple[tuple[float, ...], int]:
         if isinstance(self._dialect, Chat):
             raise EngineError("the label reward needs token ids: use the vllm dialect")
+        fit(self.name, self.context, len(ids), 1)
         return await self._dialect.label_logprobs(ids, labels)
 
     def load(self) -> Load:
@@ -83,20 +87,15 @@ class HttpEngine:
         self._dialect = Chat(self.settings, self._upstream)
         self.tokenizer = self._dialect.tokenizer
         self.context = self.settings.context or CHARACTERS
-        cards = await self._cards()
-        self.version = version(cards.get(self.settings.model, {}))
+        self.version = weights_of(await self._upstream.card(self.settings.model, required=False))
 
     async def _start_vllm(self) -> None:
-        cards = await self._cards()
-        if self.settings.model not in cards:
-            raise EngineError(f"no model {self.settings.model!r}; served are {sorted(cards)}")
-        card = cards[self.settings.model]
-        self.version = version(card)
-        self.context = self.settings.context or card.get("max_model_len") or 0
-        if not self.context:
-            raise EngineError("the server does not tell its context length: set `context`")
+        card = await self._upstream.card(self.settings.model)
+        self.version = weights_of(card)
+        self.context = context_of(card, self.settings.context, EngineError)
         path = self.settings.tokenizer or self.settings.model
-        tokenizer = await asyncio.to_thread(HFTokenizer, path)
+        with boundary(EngineError, f"reading the tokenizer {path}"):
+            tokenizer = await asyncio.to_thread(HFTokenizer, path)
         self.tokenizer = tokenizer
         self._dialect = Completions(self.settings, self._upstream, tokenizer)
         if await self._dialect.gives_raw_logprobs(tokenizer.render([Message("user", "1")])):
@@ -104,12 +103,3 @@ class HttpEngine:
                 "%s reports raw log-probabilities; run it with --logprobs-mode processed_logprobs",
                 self.name,
             )
-
-    async def _cards(self) -> dict[str, dict[str, Any]]:
-        answer = await self._upstream.get("/v1/models")
-        return {card["id"]: card for card in (answer or {}).get("data", ())}
-
-
-def version(card: dict[str, Any]) -> str:
-    """The weights' name, as far as a server tells: the last part of where it loaded them from."""
-    return PurePosixPath(card.get("root") or card.get("id") or "unknown").name

@@ -57,6 +57,7 @@ class ChatStream(HttpStream):
         self._messages, self._path = dialect.tokenizer.split(job.prompt_ids)
         self._version = version
         self._segmenter = self._cutter()
+        self._room = job.cut.max_step_tokens - job.cut.begun  # tokens this step may have
         self._counted = 0  # tokens of this step so far
         self._logprobs: list[float] = []  # of this step so far
         self._before = 0  # tokens of earlier requests
@@ -64,7 +65,8 @@ class ChatStream(HttpStream):
 
     def body(self) -> dict[str, Any]:
         job, settings = self.job, self._dialect.settings
-        self._before, self._reported = self.generated, None
+        self._counted += self._missing()
+        self._before = self.generated
         body: dict[str, Any] = {
             "model": settings.model,
             "messages": self._messages,
@@ -80,8 +82,8 @@ class ChatStream(HttpStream):
             body |= {"continue_final_message": True, "add_generation_prompt": False}
         if settings.logprobs:
             body["logprobs"] = True
-        if job.seed is not None:
-            body["seed"] = job.seed + self.requests - 1
+        if (seed := job.seed_after(self.generated)) is not None:
+            body["seed"] = seed
         if settings.priority:
             body["priority"] = job.priority
         return body
@@ -101,11 +103,16 @@ class ChatStream(HttpStream):
         self._reported = usage.get("completion_tokens")
 
     def settle(self, last: Step) -> Step:
+        return replace(last, count=max(0, last.count + self._missing()))
+
+    def _missing(self) -> int:
+        """Tokens of this request that only the server's report knows of; counted from now on."""
         if self._reported is None:
-            return last
-        missing = self._before + self._reported - self.generated
-        self.generated += missing
-        return replace(last, count=max(0, last.count + missing))
+            return 0
+        # A server that counts more than it was allowed to make is not believed.
+        made = min(self._before + self._reported, self.job.limit)
+        missing, self.generated, self._reported = made - self.generated, made, None
+        return missing
 
     def _stops(self) -> dict[str, Any]:
         stops = [*self.job.sampling.stop]
@@ -121,7 +128,7 @@ class ChatStream(HttpStream):
         self._logprobs.extend(part.logprobs)
         self._path += part.text
         steps = self._segmenter.feed(self._dialect.tokenizer.encode(part.text))
-        if not steps and self._counted >= self.job.cut.max_step_tokens:
+        if not steps and self._counted >= self._room:
             steps = [self._segmenter.finish(Stop.STEP) or self._nothing()]
             self._segmenter = self._cutter()
         return [self._charged(step) for step in steps]
@@ -129,7 +136,7 @@ class ChatStream(HttpStream):
     def _charged(self, step: Step) -> Step:
         """With the tokens that the server made for it; the next step starts from none."""
         step = replace(step, logprobs=tuple(self._logprobs), count=self._counted)
-        self._logprobs, self._counted = [], 0
+        self._logprobs, self._counted, self._room = [], 0, self.job.cut.max_step_tokens
         return step
 
     def _nothing(self) -> Step:

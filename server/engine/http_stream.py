@@ -27,8 +27,16 @@ class Job:
 
     @property
     def limit(self) -> int:
-        """Tokens the server may make: under `halt` no more than one step."""
-        return min(self.max_tokens, self.cut.max_step_tokens) if self.cut.halt else self.max_tokens
+        """Tokens the server may make: under `halt` no more than the rest of one step."""
+        if not self.cut.halt:
+            return self.max_tokens
+        return min(self.max_tokens, self.cut.max_step_tokens - self.cut.begun)
+
+    def seed_after(self, generated: int) -> int | None:
+        """The seed of the request that goes on after `generated` tokens."""
+        if self.seed is None:
+            return None
+        return (self.seed * 1_000_003 + generated if generated else self.seed) % (1 << 63)
 
 
 class HttpStream(ABC):

@@ -32,12 +32,12 @@ class Completions:
         self._patterns = lru_cache(maxsize=8)(self._automaton)
 
     def stream(self, job: Job, version: str) -> HttpStream:
-        before = self.tokenizer.since_control(job.prompt_ids[-Segmenter.context :])
         segmenter = Segmenter(
             self._patterns(job.cut.delimiter, job.sampling.stop),
             max_step_tokens=job.cut.max_step_tokens,
             version=version,
-            before=before,
+            before=self._answer(job.prompt_ids),
+            begun=job.cut.begun,
         )
         return CompletionStream(self, self._upstream, job, segmenter)
 
@@ -64,6 +64,12 @@ class Completions:
             "return_tokens_as_token_ids": True,
             **neutral(),
         }
+
+    def _answer(self, prompt_ids: Sequence[int]) -> Sequence[int]:
+        """The end of the answer that a prompt already holds: what cuts the next step."""
+        tail = self.tokenizer.since_control(prompt_ids[-Segmenter.context :])
+        opening = self.tokenizer.opening
+        return tail[len(opening) :] if tail[: len(opening)] == opening else tail
 
     def _automaton(self, delimiter: str, stop: tuple[str, ...]) -> Patterns:
         return Patterns(self.tokenizer.piece, delimiter, stop, self.tokenizer.eos_ids)
@@ -95,8 +101,8 @@ class CompletionStream(HttpStream):
             "stop": [s for s in stops if s],
             **job.sampling.model_dump(exclude={"stop"}),
         }
-        if job.seed is not None:
-            body["seed"] = job.seed + self.requests - 1
+        if (seed := job.seed_after(len(self._ids))) is not None:
+            body["seed"] = seed
         if self._dialect.settings.priority:
             body["priority"] = job.priority
         return body
