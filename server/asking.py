@@ -41,13 +41,23 @@ async def events(
                     yield name, json.loads(value)
 
 
-async def models(http: httpx.AsyncClient) -> list[dict[str, Any]]:
-    """`GET /v1/models`. Raises `AskError`."""
+async def reason(http: httpx.AsyncClient, body: Mapping[str, Any]) -> dict[str, Any]:
+    """The whole reply of `POST /v1/reason`, with steps and scores. Raises `AskError`."""
+    asked = {"include": ["steps", "scores"], **body}
+    with boundary(AskError, str(http.base_url)):
+        # The server bounds a search by its own limits; the client waits for as long.
+        reply = await http.post("/v1/reason", json=asked, timeout=httpx.Timeout(10.0, read=None))
+        await check(reply)
+        whole: dict[str, Any] = reply.json()
+        return whole
+
+
+async def models(http: httpx.AsyncClient) -> list[str]:
+    """The names of `GET /v1/models`. Raises `AskError`."""
     with boundary(AskError, str(http.base_url)):
         reply = await http.get("/v1/models")
         await check(reply)
-        data: list[dict[str, Any]] = reply.json()["data"]
-        return data
+        return [model["id"] for model in reply.json()["data"]]
 
 
 async def check(reply: httpx.Response) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,8 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
+
+from server import asking
 
 Events = AsyncIterator[tuple[str, dict[str, Any]]]
 Key = tuple[int, ...]
@@ -36,7 +39,6 @@ class View:
     question: str
     branches: dict[Key, Branch] = field(default_factory=dict)
     tokens: int = 0  # of the policy, as far as the steps tell
-    scored: int = 0
     answer: dict[str, Any] | None = None
     usage: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
@@ -48,7 +50,6 @@ class View:
             self.tokens += data["tokens"]
         elif name == "score":
             self.branches[tuple(data["key"])].score = data["score"]
-            self.scored += 1
         elif name == "prune":
             if branch := self.branches.get(tuple(data["key"])):
                 branch.pruned = True
@@ -60,9 +61,10 @@ class View:
             self.error = data["error"]["message"]
 
     def status(self) -> Text:
+        scored = sum(branch.score is not None for branch in self.branches.values())
         finished = sum(branch.stop != "step" for branch in self.branches.values())
         return Text(
-            f"{len(self.branches)} steps, {finished} finished, {self.scored} scored, "
+            f"{len(self.branches)} steps, {finished} finished, {scored} scored, "
             f"{self.tokens} tokens",
             style="dim",
         )
@@ -114,8 +116,9 @@ async def show(events: Events, question: str, console: Console) -> View:
     view = View(question)
     if not console.is_terminal:
         async for name, data in events:
+            line = plain(name, data, view)
             view.take(name, data)
-            if line := plain(name, data, view):
+            if line:
                 console.print(line, markup=False, highlight=False, soft_wrap=True)
     else:
         with Live(
@@ -132,14 +135,16 @@ def _draw(view: View, console: Console) -> RenderableType:
 
 
 def plain(name: str, data: dict[str, Any], view: View) -> str | None:
-    """An event as a line; None for those that the result tells."""
+    """An event as a line; None where it says nothing that `view` or the result does not."""
     if name not in ("step", "score", "prune"):
         return None
     branch = view.branches.get(tuple(data["key"]))
-    place = ".".join(map(str, data["key"]))
-    text = branch.text if branch else ""
-    value = f"{data['score']:.3f}" if name == "score" and data["score"] is not None else "     "
-    return f"{name:5}  {value}  {place:<12}  {text}"
+    score = data.get("score")
+    if name == "score" and branch is not None and branch.score == score:
+        return None  # a step that was sampled again
+    text = data["text"].strip() if branch is None else branch.text
+    number = "" if score is None else f"{score:.3f}"
+    return f"{name:5}  {number:5}  {'.'.join(map(str, data['key'])):<12}  {text}"
 
 
 def result(view: View) -> RenderableType:
@@ -153,9 +158,24 @@ def result(view: View) -> RenderableType:
     table.add_row("answer", Text(answer["content"].strip(), style="bold green"))
     if answer.get("score") is not None:
         table.add_row("score", f"{answer['score']:.3f}")
-    table.add_row("usage", Text(", ".join(f"{k} {_short(v)}" for k, v in view.usage.items())))
+    table.add_row("took", spent(view.usage))
     return table
 
 
-def _short(value: Any) -> str:
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
+def spent(usage: Mapping[str, Any]) -> str:
+    """The usage of a reply of `/v1/reason`, in words."""
+    tokens = usage["tokens"]
+    return (
+        f"{tokens['policy']} policy tokens, {tokens['prm']} scorer tokens "
+        f"(and {tokens['prm_cached']} cached), {usage['nodes']} nodes, {usage['seconds']:.2f} s"
+    )
+
+
+async def ask(url: str, api_key: str | None, body: Mapping[str, Any], *, as_json: bool) -> bool:
+    """Whether the server at `url` answered. Prints the search, or the whole reply as JSON."""
+    async with asking.client(url, api_key) as http:
+        if as_json:
+            print(json.dumps(await asking.reason(http, body), indent=2))
+            return True
+        view = await show(asking.events(http, body), body["question"], Console())
+        return view.answer is not None

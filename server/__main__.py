@@ -1,0 +1,228 @@
+"""The `ponder` command.
+
+What needs the whole server imports it when it runs: the rest shall answer at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from server import asking
+from server.config import Settings
+from server.errors import PonderError
+from server.live import ask as ask_at
+from server.settings import load_settings
+from server.sources import SettingsError
+
+app = typer.Typer(
+    help="A reasoning server: OpenAI's API in front, reward-guided search over vLLM behind.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+config_app = typer.Typer(help="Settings: files, environment, flags.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", envvar="PONDER_CONFIG", help="YAML settings.", dir_okay=False),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="A setting, such as limits.tokens=4096."),
+]
+UrlOption = Annotated[
+    str | None,
+    typer.Option("--url", envvar="PONDER_URL", help="A running server, instead of one's own."),
+]
+KeyOption = Annotated[str | None, typer.Option("--api-key", envvar="PONDER_API_KEY")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def main() -> None:
+    with complaints():
+        app()
+
+
+@contextmanager
+def complaints() -> Iterator[None]:
+    """Our errors as lines on stderr: status 2 for unusable settings, 130 for Ctrl-C, else 1."""
+    try:
+        yield
+    except SettingsError as error:
+        stop(2, "these settings cannot be used:", *error.problems)
+    except PonderError as error:
+        stop(1, error.message if error.param is None else f"{error.message} ({error.param})")
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        stop(130)
+
+
+def stop(status: int, *lines: str) -> None:
+    for line in lines:
+        typer.echo(f"ponder: {line}", err=True)
+    raise SystemExit(status)
+
+
+@app.command()
+def serve(
+    config: ConfigOption = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0: any free one.")] = None,
+    set_: SetOption = None,
+) -> None:
+    """Serve until SIGINT or SIGTERM, then let running searches end."""
+    given = {"server.host": host, "server.port": port}
+    from server import launch
+
+    settings = settings_of(config, set_, {k: v for k, v in given.items() if v is not None})
+    log_to_stderr(logging.INFO)
+    launch.run(lambda stopper: launch.serve(settings, stopper))
+
+
+@app.command()
+def ask(
+    question: str,
+    config: ConfigOption = None,
+    url: UrlOption = None,
+    api_key: KeyOption = None,
+    strategy: Annotated[
+        str | None, typer.Option(help="Such as mcts, beam, best_of_n, vote; else the server's.")
+    ] = None,
+    param: Annotated[
+        list[str] | None,
+        typer.Option("--param", metavar="KEY=VALUE", help="Of the strategy: simulations=32."),
+    ] = None,
+    budget_tokens: Annotated[int | None, typer.Option(help="Policy tokens, at most.")] = None,
+    seed: int | None = None,
+    as_json: JsonOption = False,
+    set_: SetOption = None,
+) -> None:
+    """Ask one question, of a running server (--url) or of one started for it (--config)."""
+    body = request(question, strategy, param or [], budget_tokens, seed)
+    if url is not None:
+        if set_:
+            raise typer.BadParameter("a running server has its settings already: no --set")
+        answered = asyncio.run(ask_at(url, api_key, body, as_json=as_json))
+    else:
+        from server import demo, launch
+
+        settings = settings_of(config, set_, {})
+        log_to_stderr(logging.WARNING)
+        answered = launch.run(lambda _: demo.ask_own(settings, body, as_json=as_json))
+    raise typer.Exit(0 if answered else 1)
+
+
+def request(
+    question: str,
+    strategy: str | None,
+    params: list[str],
+    budget_tokens: int | None,
+    seed: int | None,
+) -> dict[str, Any]:
+    """The body of `POST /v1/reason`."""
+    if params and strategy is None:
+        raise typer.BadParameter("--param belongs to a --strategy")
+    body: dict[str, Any] = {"question": question}
+    if strategy is not None:
+        body["strategy"] = {"kind": strategy, **{k: plain(v) for k, v in pairs(params)}}
+    if budget_tokens is not None:
+        body["budget"] = {"tokens": budget_tokens}
+    if seed is not None:
+        body["seed"] = seed
+    return body
+
+
+def pairs(texts: list[str]) -> Iterator[tuple[str, str]]:
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not (key and equals):
+            raise typer.BadParameter(f"{text!r} is not KEY=VALUE")
+        yield key, value
+
+
+def plain(text: str) -> Any:
+    """JSON where it is JSON, else text: the server judges it."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+@app.command("demo")
+def demo_(
+    config: ConfigOption = None,
+    once: Annotated[bool, typer.Option(help="End after the answer; status 1 if wrong.")] = False,
+    set_: SetOption = None,
+) -> None:
+    """Start a server on a free port, solve a Game of 24 by MCTS, and go on serving."""
+    from server import demo, launch
+
+    settings = settings_of(config, set_, {})
+    log_to_stderr(logging.WARNING)
+    right = launch.run(lambda stopper: demo.demonstrate(settings, stopper, once=once))
+    raise typer.Exit(0 if right else 1)
+
+
+@app.command()
+def models(
+    config: ConfigOption = None,
+    url: UrlOption = None,
+    api_key: KeyOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List what a request may name as its model: of a running server, or by the settings."""
+    if url is not None:
+        names = asyncio.run(models_at(url, api_key))
+    else:
+        from server import demo
+
+        names = demo.names(settings_of(config, None, {}))
+    typer.echo(json.dumps(names) if as_json else "\n".join(names))
+
+
+async def models_at(url: str, api_key: str | None) -> list[str]:
+    async with asking.client(url, api_key) as http:
+        return await asking.models(http)
+
+
+@app.command(
+    "traces",
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def traces_(context: typer.Context) -> None:
+    """Look at recorded searches, export and compact them."""
+    from server.traces import cli
+
+    cli.app(context.args, prog_name="ponder traces")
+
+
+@config_app.command("check")
+def check(file: Annotated[Path, typer.Argument(dir_okay=False)], set_: SetOption = None) -> None:
+    """Say whether FILE, with the environment and --set over it, is valid. Loads no model."""
+    settings = settings_of(file, set_, {})
+    prm = settings.prm.engine.model if settings.prm else "none"
+    typer.echo(f"{file}: ok (policy {settings.policy.model}, prm {prm})")
+
+
+def settings_of(file: Path | None, texts: list[str] | None, flags: dict[str, Any]) -> Settings:
+    return load_settings(file, os.environ, {**dict(pairs(texts or [])), **flags})
+
+
+def log_to_stderr(level: int) -> None:
+    form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(level=level, format=form)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+
+
+if __name__ == "__main__":
+    main()
