@@ -1,0 +1,213 @@
+"""One vLLM engine in this process: its arguments, its start and end, its death and return.
+
+What the policy (`vllm.py`) and an in-process PRM share. Environment variables are read by vLLM
+and OpenMP in the engine's own process, which `Llm.start` spawns; `ENVIRONMENT` and, on CPU,
+`CPU_ENVIRONMENT` are set before that, and only where the user has set nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.exceptions import VLLMValidationError
+from vllm.platforms import current_platform
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from server.config import VllmSettings
+from server.errors import BadRequest, EngineDead, EngineError, PonderError, boundary
+from server.types import Load
+
+log = logging.getLogger(__name__)
+
+ENVIRONMENT = {
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_NO_USAGE_STATS": "1",  # nothing is reported to anyone
+}
+CPU_ENVIRONMENT = {
+    # Half the cores: a policy and a PRM run side by side. One thread beats two that share a core.
+    "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // 2)),
+    # vLLM's own binding puts every engine of a machine on the same first cores.
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    # The worker lives in the engine's process: one process fewer to start and to talk to.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+}
+CPU_ARGUMENTS: dict[str, Any] = {
+    "enforce_eager": True,  # compiling takes longer to start than small models win back
+    "block_size": 32,  # vLLM's 128 caches a prefix in steps of 128 tokens
+    "kv_cache_memory_bytes": 1 << 29,  # vLLM's default is nearly all memory, for each engine
+}
+BACKOFF = (1.0, 2.0, 5.0, 15.0, 60.0)  # seconds before each attempt to restart; the last repeats
+
+GRACE = 2.0  # seconds that an engine's process has to end before it is killed: it keeps nothing
+
+
+def arguments(settings: VllmSettings, defaults: Mapping[str, Any] | None = None) -> AsyncEngineArgs:
+    """Engine arguments: ours, `defaults` over them, the user's `extra` over both.
+
+    Statistics are off: they are process-wide Prometheus collectors, which a second engine wipes.
+    `BadRequest` on an argument that vLLM does not have.
+    """
+    known = {f.name for f in fields(AsyncEngineArgs)}
+    if unknown := sorted(settings.extra.keys() - known):
+        raise BadRequest(f"unknown AsyncEngineArgs: {', '.join(unknown)}", param="extra")
+    values: dict[str, Any] = {
+        "model": settings.model,
+        "dtype": settings.dtype,
+        "max_model_len": settings.max_model_len,
+        "max_num_seqs": settings.max_num_seqs,
+        "gpu_memory_utilization": settings.gpu_memory_utilization,
+        "tensor_parallel_size": settings.tensor_parallel_size,
+        "enable_prefix_caching": True,
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+    }
+    values |= CPU_ARGUMENTS if current_platform.is_cpu() else {}
+    if settings.kv_cache_bytes is not None:
+        values["kv_cache_memory_bytes"] = settings.kv_cache_bytes
+    return AsyncEngineArgs(**(values | dict(defaults or {}) | settings.extra))
+
+
+def prepare_environment() -> None:
+    """Set what the user has not set. Logging in this process was configured by the import."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
+    if current_platform.is_cpu():
+        for name, value in CPU_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+
+
+@contextmanager
+def llm_boundary(what: str) -> Iterator[None]:
+    """vLLM's failures become ours: `EngineDead`, `BadRequest`, or else `EngineError`."""
+    try:
+        with boundary(EngineError, what):
+            yield
+    except EngineError as error:
+        cause = error.__cause__
+        if isinstance(cause, EngineDeadError):
+            raise EngineDead(f"{what}: the engine died") from cause
+        if isinstance(cause, VLLMValidationError):
+            raise BadRequest(str(cause), param=cause.parameter) from cause
+        raise
+
+
+def terminate() -> None:
+    """End this process the way a supervisor would, so that the server drains."""
+    signal.raise_signal(signal.SIGTERM)
+
+
+class Llm:
+    """An `AsyncLLM` that comes back. `on_exit` is called at its death if settings say "exit".
+
+    From its death until it serves again, `engine` raises `EngineDead` at once.
+    """
+
+    def __init__(
+        self,
+        settings: VllmSettings,
+        *,
+        defaults: Mapping[str, Any] | None = None,
+        on_exit: Callable[[], None] = terminate,
+    ):
+        self.name = settings.name or Path(settings.model).name
+        self.capacity = settings.max_num_seqs
+        self.restarts = 0
+        self._settings = settings
+        self._defaults = defaults
+        self._on_exit = on_exit
+        self._engine: AsyncLLM | None = None
+        self._revival: asyncio.Task[None] | None = None
+        self._closing = False
+        self._ids = count()
+
+    async def start(self) -> None:
+        """Load the model; seconds to minutes, off the event loop. Raises `EngineError`."""
+        prepare_environment()
+        engine_arguments = arguments(self._settings, self._defaults)
+        with llm_boundary(f"starting {self.name}"):
+            engine = await asyncio.to_thread(AsyncLLM.from_engine_args, engine_arguments)
+            engine._run_output_handler()
+            # It ends when the engine's process does, after telling every open request.
+            engine.output_handler.add_done_callback(lambda _: self._died(engine))
+        self._engine = engine
+
+    async def close(self) -> None:
+        self._closing = True
+        if self._revival is not None:
+            self._revival.cancel()
+            await asyncio.gather(self._revival, return_exceptions=True)
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            await _shut_down(engine)
+
+    @property
+    def engine(self) -> AsyncLLM:
+        """The engine, alive as far as is known. Raises `EngineDead`."""
+        if self._engine is None or self._engine.errored:
+            raise EngineDead(f"{self.name} is not running")
+        return self._engine
+
+    @property
+    def dead(self) -> bool:
+        return self._engine is None or bool(self._engine.errored)
+
+    @property
+    def context(self) -> int:
+        """The longest prompt plus answer, in tokens."""
+        return int(self.engine.model_config.max_model_len)
+
+    @property
+    def load(self) -> Load:
+        """By this process's own books: requests submitted and not finished."""
+        open_ = 0 if self._engine is None else self._engine.get_num_unfinished_requests()
+        running = min(open_, self.capacity)
+        return Load(running=running, waiting=open_ - running, capacity=self.capacity)
+
+    def request_id(self) -> str:
+        return f"{self.name}-{next(self._ids)}"
+
+    async def revived(self) -> None:
+        """Wait until a restart that is under way has ended."""
+        if self._revival is not None:
+            await asyncio.shield(self._revival)
+
+    def _died(self, engine: AsyncLLM) -> None:
+        if self._closing or self._engine is not engine:
+            return
+        self._engine = None
+        log.error("engine %s died", self.name)
+        if self._settings.on_death == "exit":
+            self._on_exit()
+        else:
+            self._revival = asyncio.create_task(self._revive(engine))
+
+    async def _revive(self, engine: AsyncLLM) -> None:
+        await _shut_down(engine)
+        for attempt in count():
+            await asyncio.sleep(BACKOFF[min(attempt, len(BACKOFF) - 1)])
+            try:
+                await self.start()
+            except PonderError as error:
+                log.error("engine %s did not restart: %s", self.name, error.message)
+            else:
+                self.restarts += 1
+                log.warning("engine %s restarted", self.name)
+                return
+
+
+async def _shut_down(engine: AsyncLLM) -> None:
+    await asyncio.to_thread(engine.shutdown, GRACE)
+    # vLLM closes its sockets and leaves their context to the garbage collector.
+    engine.engine_core.ctx._shadow_obj.destroy(linger=0)

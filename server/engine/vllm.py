@@ -1,0 +1,150 @@
+"""The policy in this process: vLLM's AsyncLLM, token ids in, steps of token ids out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from vllm import SamplingParams
+from vllm.inputs import tokens_input
+from vllm.sampling_params import RequestOutputKind
+
+from server.config import VllmSettings
+from server.engine.llm import Llm, llm_boundary, terminate
+from server.engine.segment import Patterns, Segmenter
+from server.engine.tokenizer import HFTokenizer
+from server.engine.vllm_stream import Request, VllmStream
+from server.engine.weights import fingerprint
+from server.errors import BadRequest, EngineDead
+from server.types import Cut, Load, Sampling
+
+ARGUMENTS = {
+    # Log-probabilities after temperature, top-p and the rest: of the distribution sampled from.
+    "logprobs_mode": "processed_logprobs",
+    "scheduling_policy": "priority",
+}
+AUTOMATA = 256  # delimiter and stop-string sets remembered
+
+
+class VllmEngine:
+    """`server.types.Engine`. At temperature 0 log-probabilities are those of temperature 1."""
+
+    def __init__(self, settings: VllmSettings, *, on_exit: Callable[[], None] = terminate):
+        self._llm = Llm(settings, defaults=ARGUMENTS, on_exit=on_exit)
+        self._model = settings.model
+        self.name = self._llm.name
+        self.tokenizer: HFTokenizer
+        self.version = ""
+        self.context = 0
+        self._patterns: dict[tuple[str, tuple[str, ...]], Patterns] = {}
+        self._halting: dict[str, asyncio.Task[list[int]]] = {}
+
+    async def start(self) -> None:
+        """Load tokenizer and weights. Raises `EngineError`; `BadRequest` on unusable settings."""
+        with llm_boundary(f"reading {self._model}"):
+            self.tokenizer, self.version = await asyncio.gather(
+                asyncio.to_thread(HFTokenizer, self._model),
+                asyncio.to_thread(fingerprint, self._model),
+            )
+        await self._llm.start()
+        self.context = self._llm.context
+
+    async def close(self) -> None:
+        await self._llm.close()
+
+    def stream(
+        self,
+        prompt_ids: Sequence[int],
+        *,
+        max_tokens: int,
+        seed: int | None,
+        sampling: Sampling,
+        cut: Cut,
+        priority: int = 0,
+    ) -> VllmStream:
+        self._fit(len(prompt_ids), max_tokens)
+        patterns = self._automaton(cut.delimiter, sampling.stop)
+        segmenter = Segmenter(
+            patterns,
+            max_step_tokens=cut.max_step_tokens,
+            version=self.version,
+            before=self._answer(prompt_ids),
+        )
+        request = Request(tuple(prompt_ids), max_tokens, seed, sampling, priority)
+        halting = (lambda: self._halting_ids(cut.delimiter)) if cut.halt else None
+        return VllmStream(self._llm, segmenter, request, cut.max_step_tokens, halting)
+
+    async def label_logprobs(
+        self, ids: Sequence[int], labels: Sequence[int]
+    ) -> tuple[tuple[float, ...], int]:
+        self._fit(len(ids), 1)
+        params = SamplingParams(
+            max_tokens=1,
+            temperature=0,
+            logprob_token_ids=list(labels),
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        with llm_boundary(f"asking {self.name} for labels"):
+            outputs = self._llm.engine.generate(
+                tokens_input(list(ids)), params, self._llm.request_id()
+            )
+            async for output in outputs:
+                found = output.outputs[0].logprobs[0]
+                return tuple(found[i].logprob for i in labels), output.num_cached_tokens
+        raise EngineDead(f"{self.name} ended a request without an answer")
+
+    def load(self) -> Load:
+        return self._llm.load
+
+    async def check(self) -> None:
+        """Raises `EngineDead` if the engine's process is gone."""
+        with llm_boundary(f"checking {self.name}"):
+            await self._llm.engine.check_health()
+
+    def _fit(self, prompt: int, tokens: int) -> None:
+        """Raises `EngineDead` if nothing runs, `BadRequest` if the context is too short."""
+        assert self._llm.engine
+        if prompt < 1:
+            raise BadRequest("the prompt is empty", param="messages")
+        if tokens < 1:
+            raise BadRequest("max_tokens must be at least 1", param="max_tokens")
+        if prompt + 1 > self.context:
+            raise BadRequest(
+                f"the prompt has {prompt} tokens; {self.name} takes at most {self.context - 1}",
+                param="messages",
+                code="context_length_exceeded",
+            )
+        if prompt + tokens > self.context:
+            raise BadRequest(
+                f"max_tokens is {tokens}; at most {self.context - prompt} fit after a prompt of "
+                f"{prompt} tokens in a context of {self.context}",
+                param="max_tokens",
+                code="context_length_exceeded",
+            )
+
+    def _automaton(self, delimiter: str, stop: tuple[str, ...]) -> Patterns:
+        if not all(stop):
+            raise BadRequest("a stop string must not be empty", param="stop")
+        patterns = self._patterns.pop((delimiter, stop), None) or Patterns(
+            self.tokenizer.piece, delimiter, stop, self.tokenizer.eos_ids
+        )
+        self._patterns[delimiter, stop] = patterns  # the last used stays longest
+        if len(self._patterns) > AUTOMATA:
+            del self._patterns[next(iter(self._patterns))]
+        return patterns
+
+    def _answer(self, prompt_ids: Sequence[int]) -> Sequence[int]:
+        """The end of the answer that a prompt already holds: what cuts the next step."""
+        tail = self.tokenizer.since_control(prompt_ids[-Segmenter.context :])
+        opening = self.tokenizer.opening
+        return tail[len(opening) :] if tail[: len(opening)] == opening else tail
+
+    async def _halting_ids(self, delimiter: str) -> list[int]:
+        """Tokens that end a step on their own, found once for each delimiter, off the loop."""
+        if not delimiter:
+            return []
+        if delimiter not in self._halting:
+            work = asyncio.to_thread(self.tokenizer.containing, delimiter)
+            self._halting[delimiter] = asyncio.create_task(work)
+        return await asyncio.shield(self._halting[delimiter])

@@ -1,0 +1,209 @@
+"""One request of the in-process policy, cut into steps as its tokens arrive.
+
+Tokens are cut where vLLM's output handler delivers them, so that the reader wakes once a step and
+not once a token. The engine runs ahead of its reader, up to `max_tokens`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from vllm import SamplingParams
+from vllm.inputs import tokens_input
+from vllm.sampling_params import RequestOutputKind
+
+from server.engine.llm import Llm, llm_boundary
+from server.engine.segment import Segmenter
+from server.types import Sampling, Step, Stop
+
+REASONS = {"stop": Stop.END, "length": Stop.LENGTH}
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked of the engine."""
+
+    prompt_ids: tuple[int, ...]
+    max_tokens: int
+    seed: int | None
+    sampling: Sampling
+    priority: int
+
+    def params(self, stop_token_ids: list[int]) -> SamplingParams:
+        s = self.sampling
+        return SamplingParams(
+            temperature=s.temperature,
+            top_p=s.top_p,
+            top_k=s.top_k,
+            min_p=s.min_p,
+            repetition_penalty=s.repetition_penalty,
+            seed=None if self.seed is None else self.seed % (1 << 63),
+            max_tokens=self.max_tokens,
+            stop_token_ids=stop_token_ids,
+            logprobs=0,  # of the sampled token alone
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+            skip_clone=True,
+        )
+
+    def after(self, ids: list[int]) -> Request:
+        """The request that goes on where this one stopped."""
+        return replace(
+            self,
+            prompt_ids=(*self.prompt_ids, *ids),
+            max_tokens=self.max_tokens - len(ids),
+            seed=None if self.seed is None else self.seed * 1_000_003 + len(ids),
+        )
+
+
+class VllmStream:
+    """`server.types.Stream`. Opened by the first `__anext__`; cancelling that aborts it.
+
+    `halting` says which token ids end a step on their own, if the stream is to end after one.
+    `generated` counts the tokens that reached this process: an abort may lose the one that the
+    engine is working on.
+    """
+
+    def __init__(
+        self,
+        llm: Llm,
+        segmenter: Segmenter,
+        request: Request,
+        max_step_tokens: int,
+        halting: Callable[[], Awaitable[list[int]]] | None,
+    ):
+        self.prompt_tokens = len(request.prompt_ids)
+        self.cached_tokens = 0
+        self.generated = 0
+        self._llm = llm
+        self._segmenter = segmenter
+        self._request = request
+        self._max_step_tokens = max_step_tokens
+        self._halting = halting
+        self._id: str | None = None  # of the engine request that runs
+        self._ids: list[int] = []  # made by it
+        self._steps: deque[Step] = deque()
+        self._opened = False
+        self._ended = False  # no more tokens will be taken
+        self._error: Exception | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._abortion: asyncio.Task[None] | None = None
+
+    def __aiter__(self) -> VllmStream:
+        return self
+
+    async def __anext__(self) -> Step:
+        try:
+            while not self._steps:
+                if self._error is not None:
+                    with llm_boundary(f"sampling from {self._llm.name}"):
+                        raise self._error
+                if self._ended:
+                    raise StopAsyncIteration
+                if self._id is None:
+                    await self._open()
+                else:
+                    await self._wait()
+        except asyncio.CancelledError:
+            await self.aclose()
+            raise
+        return self._steps.popleft()
+
+    async def aclose(self) -> None:
+        self._ended = True
+        await self._abort()
+        if self._abortion is not None:
+            await self._abortion
+
+    async def _open(self) -> None:
+        if self._opened:  # the engine stopped at a delimiter that ends no step
+            self._request = self._request.after(self._ids)
+            self._ids = []
+        self._opened = True
+        halting = [] if self._halting is None else await self._halting()
+        request = self._request
+        if self._halting is not None:
+            room = self._max_step_tokens - self._segmenter.pending
+            request = replace(request, max_tokens=min(request.max_tokens, room))
+        self._id = self._llm.request_id()
+        sent = False
+        try:
+            with llm_boundary(f"sampling from {self._llm.name}"):
+                queue = await self._llm.engine.add_request(
+                    self._id,
+                    tokens_input(list(request.prompt_ids)),
+                    request.params(halting),
+                    priority=request.priority,
+                )
+                early = queue.get_nowait()
+            sent = True
+        finally:
+            if not sent:
+                await self._abort()
+        queue.put = self._put
+        if early is not None:
+            self._put(early)
+
+    async def _wait(self) -> None:
+        self._waiter = asyncio.get_running_loop().create_future()
+        await self._waiter
+
+    async def _abort(self) -> None:
+        """End the engine request, if one runs; vLLM delivers what it had made, then an end."""
+        request, self._id = self._id, None
+        if request is not None and not self._llm.dead:
+            with llm_boundary(f"aborting in {self._llm.name}"):
+                await self._llm.engine.abort(request)
+
+    def _put(self, output: Any) -> None:
+        """Called by vLLM's output handler for each delivery."""
+        if isinstance(output, Exception):
+            self._error, self._id = output, None
+        else:
+            self._take(output)
+        if (self._steps or self._id is None) and self._waiter is not None:
+            if not self._waiter.done():
+                self._waiter.set_result(None)
+            self._waiter = None
+
+    def _take(self, output: Any) -> None:
+        made = output.outputs[0]
+        self.generated += len(made.token_ids)
+        if not self._ended and made.token_ids:
+            if not self.cached_tokens:
+                self.cached_tokens = output.num_cached_tokens
+            self._cut(made.token_ids, [p.logprob for d in made.logprobs for p in d.values()])
+        if output.finished:
+            self._finish(made.finish_reason)
+        elif self._ended and self._id is not None and self._abortion is None:
+            self._abortion = asyncio.create_task(self._abort())
+
+    def _cut(self, ids: list[int], logprobs: list[float]) -> None:
+        self._ids += ids
+        steps = self._segmenter.feed(ids, logprobs)
+        if not steps:
+            return
+        if self._halting is not None:
+            self._ended = True
+            del steps[1:]
+        self._steps += steps
+        self._ended |= self._segmenter.ended
+
+    def _finish(self, reason: str) -> None:
+        """The engine request is over; an eos has already been cut and has ended the stream."""
+        self._id = None
+        if self._ended:
+            return
+        if reason == "stop" and self._halting is not None:
+            if len(self._ids) < self._request.max_tokens:
+                return  # it stopped at a delimiter that ends no step: `__anext__` goes on
+            reason = "length"
+        self._ended = True
+        if reason not in REASONS:
+            self._error = RuntimeError(f"the engine ended the request: {reason}")
+        elif step := self._segmenter.finish(REASONS[reason]):
+            self._steps.append(step)
