@@ -41,7 +41,8 @@ async def test_reply_splits_the_path_into_reasoning_and_content() -> None:
     message = reply["choices"][0]["message"]
     assert message["content"].startswith("Answer: ")
     assert message["reasoning"] == message["reasoning_content"]
-    nodes, node, texts = trace["nodes"], trace["selected"], []
+    nodes, node = trace["nodes"], trace["selected"]
+    texts: list[str] = []
     while node:
         texts.insert(0, nodes[node]["text"])
         node = nodes[node]["parent"]
@@ -86,7 +87,8 @@ async def test_stream_says_what_the_reply_says(n: int) -> None:
     assert done == "[DONE]"
     assert len({chunk["id"] for chunk in chunks}) == 1
     assert all("usage" not in chunk and chunk["choices"] for chunk in chunks)
-    roles, ends = defaultdict(list), defaultdict(list)
+    roles: defaultdict[int, list[int]] = defaultdict(list)
+    ends: defaultdict[int, list[str]] = defaultdict(list)
     texts: defaultdict[tuple[int, str], str] = defaultdict(str)
     for place, chunk in enumerate(chunks):
         (choice,) = chunk["choices"]
@@ -217,7 +219,7 @@ async def test_contradictions_are_refused_by_both_names(
 
 async def test_reward_and_budget_reach_the_search() -> None:
     parts = world()
-    search = {
+    search: dict[str, Any] = {
         "reward": {"kind": "confidence", "aggregate": "min"},
         "budget": {"tokens": 50, "seconds": 9, "calls": 7, "concurrency": 2},
     }

@@ -23,7 +23,7 @@ ROUTES = [
 
 def slow(**settings: Any) -> World:
     """An engine that writes a step now and then, and never an answer."""
-    return world(engine=FakeEngine(pace=0.02, length=10, p_end=1e-4), **settings)
+    return world(engine=FakeEngine(pace=0.05, length=5, p_end=0.01), **settings)
 
 
 async def send(writer: asyncio.StreamWriter, path: str, body: dict[str, Any]) -> None:
@@ -85,7 +85,7 @@ async def test_shutdown_ends_searches_that_outstay_their_welcome() -> None:
     parts = slow(server={"drain_seconds": 0.1})
     async with serving(parts) as address:
         _, writer = await asyncio.open_connection(*address)
-        await send(writer, *ROUTES[0])
+        await send(writer, "/v1/chat/completions", CHAT)
         await until(lambda: parts.engine.open_streams == 16)
     await until(lambda: parts.engine.open_streams == 0)
     writer.close()

@@ -104,8 +104,3 @@ def uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         h11_max_incomplete_event_size=HEAD_BYTES,
         timeout_graceful_shutdown=math.ceil(server.drain_seconds),
     )
-
-
-async def serve(app: FastAPI, settings: Settings) -> None:
-    """Serve until SIGINT or SIGTERM; then running searches have `drain_seconds` to end."""
-    await uvicorn.Server(uvicorn_config(app, settings)).serve()
