@@ -108,7 +108,7 @@ def make_node(position: int, parent: int | None, **fields: Any) -> NodeRecord:
         "key": () if parent is None else (position - 1,),
         "text": "" if parent is None else f"step {position}\n",
         "token_ids": () if parent is None else (3, 1, 4),
-        "logprobs": None if parent is None else (-0.5, -0.25, -0.125),
+        "logprobs": None if parent is None else (-0.1, -0.25, -0.125),
         "policy_version_spans": (),
         "prompt_ids": None,
         "multiplicity": 1,
