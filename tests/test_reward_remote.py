@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
-from server.config import HttpSettings
+from server.config import HttpSettings, PrmSettings
 from server.errors import BadRequest, EngineDead, ScorerError
-from server.reward.remote import RemotePrm
+from server.profiles import shipped
+from server.reward import build_prm
+from server.reward.remote import HttpPrm
 from tests.scripted import Reply, Scripted, document, free_port, refusal, serving
 
 STEP = 7  # <extra_0> in the reference PRM's vocabulary
@@ -75,12 +77,15 @@ def packed(item: list[Any]) -> Any:
     return base64.b64encode(struct.pack(f"<{len(flat)}f", *flat)).decode()
 
 
-def prm(url: str, **settings: Any) -> RemotePrm:
+def prm(url: str, **settings: Any) -> HttpPrm:
     known = {"url": url, "model": "remote", "tokenizer": "models/prm", "retries": 1}
-    return RemotePrm(HttpSettings.model_validate(known | settings), "<extra_0>")
+    engine = HttpSettings.model_validate(known | settings)
+    model = build_prm(PrmSettings(engine=engine), shipped()["reference"])
+    assert isinstance(model, HttpPrm)
+    return model
 
 
-async def started(remote: Scripted, shape: Shape) -> RemotePrm:
+async def started(remote: Scripted, shape: Shape) -> HttpPrm:
     remote.will(pooler(remote, shape))
     model = prm(remote.url)
     await model.start()

@@ -41,7 +41,7 @@ class Pooling(Enum):
     LAST = "last"
 
 
-class RemotePrm:
+class HttpPrm:
     """`server.reward.client.PrmClient`; its attributes are set by `start`."""
 
     tokenizer: HFTokenizer

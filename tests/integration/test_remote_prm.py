@@ -11,7 +11,7 @@ from statistics import fmean
 import pytest
 
 from server.config import HttpSettings
-from server.reward.remote import RemotePrm
+from server.reward.remote import HttpPrm
 from server.types import Message
 from tests.integration.conftest import MODELS
 from tests.integration.servers import vllm_server
@@ -30,16 +30,16 @@ STEP = {"task": "token_classify", "tok_pooling_type": "STEP", "step_tag_id": 7}
 
 
 @pytest.fixture(scope="module")
-async def prm() -> AsyncIterator[RemotePrm]:
+async def prm() -> AsyncIterator[HttpPrm]:
     arguments = ("--runner=pooling", f"--pooler-config={json.dumps(STEP)}")
     async with vllm_server(MODEL, *arguments) as url:
-        model = RemotePrm(HttpSettings(url=url, model=MODEL), "<extra_0>")
+        model = HttpPrm(HttpSettings(url=url, model=MODEL), "<extra_0>")
         await model.start()
         yield model
         await model.close()
 
 
-def path_of(prm: RemotePrm, rng: random.Random) -> tuple[int, ...]:
+def path_of(prm: HttpPrm, rng: random.Random) -> tuple[int, ...]:
     numbers = puzzle_of(rng)
     ids = [*prm.tokenizer.render([Message("user", question_of(numbers))])]
     for line in lines_of(numbers, rng):
@@ -47,7 +47,7 @@ def path_of(prm: RemotePrm, rng: random.Random) -> tuple[int, ...]:
     return tuple(ids)
 
 
-async def test_verdicts_are_those_of_transformers(prm: RemotePrm) -> None:
+async def test_verdicts_are_those_of_transformers(prm: HttpPrm) -> None:
     reference = Reference(MODELS / "prm")
     rng = random.Random(1)
     paths = [path_of(prm, rng) for _ in range(70)]  # more than one batch
@@ -62,6 +62,6 @@ async def test_verdicts_are_those_of_transformers(prm: RemotePrm) -> None:
     assert fmean(errors) < MEAN_ROUNDING
 
 
-async def test_it_knows_what_it_talks_to(prm: RemotePrm) -> None:
+async def test_it_knows_what_it_talks_to(prm: HttpPrm) -> None:
     assert (prm.name, prm.version, prm.context, prm.step_id) == ("prm", "prm", 512, 7)
     await prm.check()
