@@ -1,6 +1,7 @@
 # `make demo` and `make test` are all a newcomer needs.
 PYTHON ?= python3
 CONFIG ?= configs/reference.yaml
+NAME ?= search
 PONDER_EXTRA ?= cpu
 export PONDER_EXTRA TORCH_INDEX_URL
 
@@ -14,7 +15,7 @@ help:
 	@echo "make test         set up and run every test (needs Node.js)"
 	@echo "make setup        set .venv up; PONDER_EXTRA=gpu for CUDA"
 	@echo "make lint type    ruff; mypy"
-	@echo "make bench        every benchmark, shortened; NAME=search for one"
+	@echo "make bench        a shortened benchmark; NAME=search (default), overhead, ..."
 	@echo "make lock         resolve constraints/ anew"
 
 setup:
@@ -39,7 +40,7 @@ type: setup
 	$(BIN)/mypy
 
 bench: setup
-	$(BIN)/python -m benchmarks$(if $(NAME),.$(NAME)) --quick
+	$(BIN)/python -m benchmarks.$(NAME) --quick
 
 lock:
 	$(PYTHON) scripts/setup.py --lock
