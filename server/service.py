@@ -327,7 +327,7 @@ class Service:
             },
             seed=ask.seed,
             nodes=node_records(search, self.profile.answer, verified=verified),
-            selected=search.nodes.index(chosen.node) if chosen else None,
+            selected=chosen.node.id if chosen else None,
             answer=chosen.final if chosen else None,
             finish_reason=chosen.finish_reason if chosen else None,
             error=f"{type(error).__name__}: {error}" if error else None,

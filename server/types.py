@@ -102,7 +102,11 @@ class Node:
     parent: Node | None = None
     step: Step | None = None  # None only at the root
     prompt: Prompt | None = None  # set if the policy saw something else than the path
-    key: tuple[int, ...] = ()  # ordinals from the root, (0, 2, 1): do not depend on timing
+    id: int = 0  # position in the tree, in the order of attachment; the root is 0
+    key: tuple[int, ...] = ()  # ordinals from the root, (0, 2, 1): names the node
+    # The first of the places at which equal siblings were asked for: what its key would be had
+    # that one landed first. Seeds and ties go by it, so that they do not depend on timing.
+    place: tuple[int, ...] = ()
     raw: float | None = None  # the scorer's verdict on this step alone, as it gave it
     score: float | None = None  # the scorer's value of the whole path
     prior: float | None = None  # probability among its siblings, where a strategy used one
@@ -140,7 +144,7 @@ class Node:
     @property
     def rank(self) -> tuple[float, tuple[int, ...]]:
         """Orders nodes by value; of equals the one asked for first is the greater."""
-        return self.value, tuple(-k for k in self.key)
+        return self.value, tuple(-k for k in self.place)
 
     def path(self) -> list[Node]:
         """The nodes that carry a step, first step first; the root is not among them."""

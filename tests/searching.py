@@ -33,7 +33,7 @@ class Ran:
 
     @property
     def texts(self) -> list[tuple[tuple[int, ...], str]]:
-        return sorted((n.key, n.text()) for n in self.search.nodes)
+        return sorted((n.place, n.text()) for n in self.search.nodes)
 
 
 def searched(

@@ -92,9 +92,9 @@ def test_mcts(simulations: int, branch: int, c: float, seed: int) -> None:
     expected = textbook.puct(stepwise(seed), simulations, branch, c)
     # Not visited: what was written after the search, because it had found no answer.
     visited = [n for n in ran.search.nodes if n.visits]
-    assert {n.key: n.visits for n in visited} == {k: n for k, (n, _) in expected.items()}
+    assert {n.place: n.visits for n in visited} == {k: n for k, (n, _) in expected.items()}
     for node in visited:
-        assert node.value_sum == pytest.approx(expected[node.key][1])
+        assert node.value_sum == pytest.approx(expected[node.place][1])
 
 
 @pytest.mark.parametrize("seed", SEEDS)

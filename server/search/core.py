@@ -82,15 +82,15 @@ class Search:
         """
         if score:
             self.budget.call()
-        key = (*parent.key, parent.asked)
-        parent.asked += 1
-        async with self.writer.path(parent, key, whole=until is Stop.END) as path:
+        ordinal = _next_ordinal(parent)
+        place = (*parent.place, ordinal)
+        async with self.writer.path(parent, place, whole=until is Stop.END) as path:
             while True:
-                path.node = self._attach(path.node, await path.next(), path.key, merge)
+                path.node = self._attach(path.node, await path.next(), ordinal, merge)
                 if until is Stop.STEP or path.node.finished:
                     break
-                path.key = (*path.node.key, path.node.asked)
-                path.node.asked += 1
+                ordinal = _next_ordinal(path.node)
+                path.place = (*path.node.place, ordinal)
         if score and path.node.score is None:
             await self._score(path.node)
         return path.node
@@ -137,13 +137,15 @@ class Search:
         """Policy tokens in the tree, merged siblings counted as often as they were sampled."""
         return sum(n.step.count * n.multiplicity for n in self.nodes if n.step)
 
-    def _attach(self, parent: Node, step: Step, key: tuple[int, ...], merge: bool) -> Node:
+    def _attach(self, parent: Node, step: Step, ordinal: int, merge: bool) -> Node:
+        place = (*parent.place, ordinal)
         if merge and (twin := _twin(parent, step)):
             twin.multiplicity += 1
-            if not twin.children:  # the place first asked for, whichever landed first
-                twin.key = min(twin.key, key)
+            if not twin.children:
+                twin.place = min(twin.place, place)
             return twin
-        node = Node(parent=parent, step=step, key=key)
+        key = (*parent.key, ordinal)
+        node = Node(parent=parent, step=step, id=len(self.nodes), key=key, place=place)
         parent.children.append(node)
         self.nodes.append(node)
         self._emit(StepEvent(node))
@@ -203,6 +205,11 @@ async def run_search(strategy: Runs, search: Search, *, finishing: float = 0.2) 
         if wrap_up is not None:
             wrap_up.cancel()
         await search.writer.close()
+
+
+def _next_ordinal(parent: Node) -> int:
+    parent.asked += 1
+    return parent.asked - 1
 
 
 def _twin(parent: Node, step: Step) -> Node | None:

@@ -76,7 +76,7 @@ class MCTS(BaseStrategy):
             del expanding[leaf]
             done.set()
         set_priors(leaf, self.prior)
-        for child in sorted(set(children), key=lambda n: n.key):
+        for child in sorted(set(children), key=lambda n: n.place):
             backup([*path, child], child.value)
         if any(c.finished and c.value >= self.stop_at for c in children):
             search.stop()
@@ -93,7 +93,7 @@ def select(root: Node, pending: Pending, c: float) -> list[Node]:
     path = [root]
     while children := [n for n in path[-1].children if n.visits]:
         # Of equals the one asked for first, whichever landed first.
-        path.append(max(sorted(children, key=lambda n: n.key), key=lambda n: puct(n, pending, c)))
+        path.append(max(sorted(children, key=lambda n: n.place), key=lambda n: puct(n, pending, c)))
     return path
 
 

@@ -16,15 +16,14 @@ def node_records(
 
     `verified`: raw scores are a verifier's verdicts, so they are outcomes too.
     """
-    ids = {node: i for i, node in enumerate(search.nodes)}
-    return tuple(_record(node, ids, profile, verified) for node in search.nodes)
+    return tuple(_record(node, profile, verified) for node in search.nodes)
 
 
-def _record(node: Node, ids: dict[Node, int], profile: AnswerProfile, verified: bool) -> NodeRecord:
+def _record(node: Node, profile: AnswerProfile, verified: bool) -> NodeRecord:
     step, parent = node.step, node.parent
     return NodeRecord(
-        id=ids[node],
-        parent=None if parent is None else ids[parent],
+        id=node.id,
+        parent=None if parent is None else parent.id,
         depth=node.depth,
         sibling_index=node.key[-1] if node.key else 0,
         key=node.key,

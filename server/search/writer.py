@@ -75,12 +75,12 @@ class Writer:
         self.slots = asyncio.Semaphore(budget.concurrency or 1 << 30)
         self._parked: dict[Node, Branch] = {}
 
-    def path(self, node: Node, key: tuple[int, ...], *, whole: bool) -> Path:
+    def path(self, node: Node, place: tuple[int, ...], *, whole: bool) -> Path:
         """Write on from `node`, for one step or (`whole`) for the rest of the answer.
 
-        `key` is the place in the tree of what will be written; seeds derive from it.
+        `place` is where in the tree that will stand; seeds derive from it.
         """
-        return Path(self, node, key, whole)
+        return Path(self, node, place, whole)
 
     def resume(self, node: Node) -> Branch | None:
         """Take over the branch that ran ahead of `node`, if there is one."""
@@ -109,7 +109,7 @@ class Writer:
         return self.shape.max_tokens - node.tokens() - (partial.count if partial else 0)
 
     async def open(
-        self, node: Node, key: tuple[int, ...], partial: Step | None, whole: bool
+        self, node: Node, place: tuple[int, ...], partial: Step | None, whole: bool
     ) -> Branch:
         """A new engine request for what follows `node` (and a step already begun)."""
         begun = partial.count if partial else 0
@@ -127,7 +127,7 @@ class Writer:
             stream = self.engine.stream(
                 policy_ids(node) + (partial.token_ids if partial else ()),
                 max_tokens=hold.tokens,
-                seed=None if self.seed is None else seed_of(self.seed, key, begun),
+                seed=None if self.seed is None else seed_of(self.seed, place, begun),
                 sampling=self.sampling,
                 cut=cut,
             )
@@ -147,10 +147,10 @@ class Writer:
 
 
 class Path:
-    """`async with writer.path(node, key, whole=...) as path: step = await path.next(node)`."""
+    """`async with writer.path(node, place, whole=...) as path: step = await path.next()`."""
 
-    def __init__(self, writer: Writer, node: Node, key: tuple[int, ...], whole: bool):
-        self.writer, self.node, self.key, self.whole = writer, node, key, whole
+    def __init__(self, writer: Writer, node: Node, place: tuple[int, ...], whole: bool):
+        self.writer, self.node, self.place, self.whole = writer, node, place, whole
         self.branch: Branch | None = None
 
     async def __aenter__(self) -> Path:
@@ -176,7 +176,7 @@ class Path:
         while True:
             try:
                 if self.branch is None:
-                    self.branch = await self.writer.open(self.node, self.key, partial, self.whole)
+                    self.branch = await self.writer.open(self.node, self.place, partial, self.whole)
             except BudgetSpent:
                 if partial is not None and self.writer.last_resort:
                     return partial
@@ -212,6 +212,6 @@ def policy_ids(node: Node) -> tuple[int, ...]:
     return tuple(i for part in reversed(parts) for i in part)
 
 
-def seed_of(seed: int, key: tuple[int, ...], begun: int) -> int:
+def seed_of(seed: int, place: tuple[int, ...], begun: int) -> int:
     """A continuation is seeded by its place in the tree, never by timing."""
-    return crc32(repr((seed, key, begun)).encode())
+    return crc32(repr((seed, place, begun)).encode())
