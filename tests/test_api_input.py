@@ -45,6 +45,11 @@ FIELDS: list[tuple[dict[str, Any], int, str, str]] = [
     (says(3), 400, "messages.0.content", "string or it should be a valid array"),
     (says([{"type": "image_url"}]), 400, "messages.0.content.0.type", "'text'"),
     (says("x" * 5000), 400, "messages", "4096"),
+    (says("x" * 1_000_000), 400, "messages", "4096"),
+    ({"messages": USER * 4097}, 400, "messages", "4096"),
+    ({"messages": [{}] * 200_000}, 400, "messages.0.role", "Missing"),
+    (says([{}] * 200_000), 400, "messages.0.content.0.type", "Missing"),
+    ({"stop": [""] * 200_000}, 400, "stop.0", "at least 1"),
     ({"max_tokens": 5000}, 400, "max_tokens", "at most"),
     ({"max_completion_tokens": 5000}, 400, "max_completion_tokens", "at most"),
     ({"max_tokens": 0}, 400, "max_tokens", "1"),
@@ -123,7 +128,9 @@ async def refused(parts: World, content: bytes, **headers: str) -> tuple[int, di
     return reply.status_code, error, reply.headers["x-request-id"]
 
 
-@pytest.mark.parametrize(("fields", "status", "param", "allowed"), FIELDS, ids=repr)
+@pytest.mark.parametrize(
+    ("fields", "status", "param", "allowed"), FIELDS, ids=lambda value: repr(value)[:60]
+)
 async def test_bad_field_is_refused_by_name(
     fields: dict[str, Any], status: int, param: str, allowed: str
 ) -> None:
@@ -154,6 +161,7 @@ BODIES: list[tuple[bytes, str]] = [
     (TEXT.encode() + b', "seed": ' + b"9" * 9999 + b"}", "not JSON"),
     (TEXT.encode() + b', "n": 1, "n": 2}', "'n' is given twice"),
     (TEXT.encode() + b', "user": "\\ud800"}', "surrogate"),
+    (json.dumps({f"a{i}": 1 for i in range(50_000)}).encode(), "1000"),
     (TEXT.encode() + b', "metadata": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "deep"),
 ]
 

@@ -15,6 +15,7 @@ from server.api.invalid import explain
 from server.errors import BadRequest
 
 M = TypeVar("M", bound=BaseModel)
+MOST_NAMES = 1000  # of one JSON object: each that is unknown becomes a problem to report
 
 
 async def read_body(request: Request, model: type[M], seconds: float) -> M:
@@ -81,6 +82,8 @@ def _finite(digits: str) -> float:
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A second value for a name would silently win."""
+    if len(pairs) > MOST_NAMES:
+        raise BadRequest(f"an object has {len(pairs)} names; at most {MOST_NAMES} are allowed")
     value = dict(pairs)
     if len(value) != len(pairs):
         names = [name for name, _ in pairs]

@@ -34,7 +34,7 @@ def routes(parts: Parts) -> APIRouter:
     )
     async def complete(request: Request) -> Response:
         asked = await read_body(request, ChatRequest, patience)
-        ask = prepared(parts, asked, request.state.tenant)
+        ask = await prepared(parts, asked, request.state.tenant)
         _note(request, asked)
         policy = parts.service.models.policy
         reply = Reply(asked, ask, policy.tokenizer, policy.version)
@@ -46,7 +46,7 @@ def routes(parts: Parts) -> APIRouter:
     return router
 
 
-def prepared(parts: Parts, asked: ChatRequest, tenant: str | None) -> Ask:
+async def prepared(parts: Parts, asked: ChatRequest, tenant: str | None) -> Ask:
     """Raises `BadRequest` that names the parameter as this request spells it."""
     asked.check()
     _check_logprobs(parts, asked)
@@ -55,7 +55,7 @@ def prepared(parts: Parts, asked: ChatRequest, tenant: str | None) -> Ask:
     policy, n = parts.service.models.policy.name, asked.n or 1
     strategy = strategy_for(asked.model, policy, asked.reasoning_effort, search.strategy, n)
     try:
-        return parts.service.prepare(
+        return await parts.prepare(
             messages=[message.message() for message in asked.messages],
             strategy=strategy,
             reward=search.reward,

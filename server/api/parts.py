@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from server.config import Settings
+from server.errors import BadRequest
 from server.metrics import Metrics
 from server.search.events import Listener
 from server.service import Ask, Outcome, Service
 from server.traces import TraceStore
+from server.types import Message
+
+LONG = 8192  # characters; what is longer takes milliseconds to tokenize
+LONGEST_TOKEN = 128  # characters, in any vocabulary that we know of
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +26,23 @@ class Parts:
     traces: TraceStore | None
     metrics: Metrics
     created: int  # Unix seconds; the models' creation date
+
+    async def prepare(self, messages: Sequence[Message], **request: Any) -> Ask:
+        """`Service.prepare`, aside from the event loop where the text is long.
+
+        What cannot fit the context is refused untokenized: a megabyte takes seconds.
+        """
+        size = sum(len(message.content) for message in messages)
+        context = self.service.models.policy.context
+        if size > context * LONGEST_TOKEN:
+            raise BadRequest(
+                f"the prompt has {size} characters; the context holds {context} tokens",
+                param="messages",
+                code="context_length_exceeded",
+            )
+        if size <= LONG:
+            return self.service.prepare(messages=messages, **request)
+        return await asyncio.to_thread(self.service.prepare, messages=messages, **request)
 
     async def search(self, ask: Ask, listener: Listener | None = None) -> Outcome:
         """Run one search, timing its first event. Raises what `Service.reason` does."""

@@ -37,7 +37,7 @@ def routes(parts: Parts) -> APIRouter:
     )
     async def reason(request: Request) -> Response:
         asked = await read_body(request, ReasonRequest, patience)
-        ask = prepared(parts, asked, request.state.tenant)
+        ask = await prepared(parts, asked, request.state.tenant)
         reply_id = f"reason-{uuid4().hex}"
         if asked.stream:
             return streamed(parts, asked, ask, reply_id)
@@ -48,7 +48,7 @@ def routes(parts: Parts) -> APIRouter:
     return router
 
 
-def prepared(parts: Parts, asked: ReasonRequest, tenant: str | None) -> Ask:
+async def prepared(parts: Parts, asked: ReasonRequest, tenant: str | None) -> Ask:
     """Raises `BadRequest` that names the parameter."""
     policy = parts.service.models.policy.name
     if asked.model not in (None, policy):
@@ -57,7 +57,7 @@ def prepared(parts: Parts, asked: ReasonRequest, tenant: str | None) -> Ask:
             param="model",
             code="model_not_found",
         )
-    return parts.service.prepare(
+    return await parts.prepare(
         messages=asked.conversation(),
         strategy=asked.strategy,
         reward=asked.reward,

@@ -26,7 +26,9 @@ class ReasonRequest(SamplingFields):
     max_tokens: Annotated[int, Field(ge=1)] | None = Field(None, description="of one answer")
     seed: Seed | None = None
     n: Annotated[int, Field(ge=1)] = Field(1, description="best candidates wanted")
-    include: list[Include] = Field([], description="what else the reply shall hold")
+    include: Annotated[list[Include], Field(max_length=16, fail_fast=True)] = Field(
+        [], description="what else the reply shall hold"
+    )
     stream: bool = False
 
     def conversation(self) -> list[Message]:

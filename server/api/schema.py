@@ -41,7 +41,7 @@ class ChatMessage(Request):
     """One turn. What an SDK adds when it sends back an earlier reply may be there."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: str | Annotated[list[TextPart], Field(max_length=4096, fail_fast=True)]
     name: Annotated[Any, only(None)] = None
     refusal: Annotated[Any, only(None)] = None
     audio: Annotated[Any, only(None)] = None
@@ -60,7 +60,7 @@ class ChatMessage(Request):
         return Message(role, "".join(part.text for part in self.content))
 
 
-Messages = Annotated[list[ChatMessage], Field(min_length=1)]
+Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=4096, fail_fast=True)]
 
 
 class BudgetFields(Request):
@@ -85,7 +85,7 @@ class SamplingFields(Request):
     top_k: Annotated[int, Field(ge=-1)] | None = Field(None, description="0 or -1: all tokens")
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
-    stop: Text | Annotated[list[Text], Field(max_length=16)] | None = None
+    stop: Text | Annotated[list[Text], Field(max_length=16, fail_fast=True)] | None = None
 
     def sampling(self) -> dict[str, Any]:
         """The fields that the caller set, as `server.types.Sampling` names them."""
