@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 
 from vllm import SamplingParams
 from vllm.inputs import tokens_input
+from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 
 from server.config import VllmSettings
 from server.engine.llm import Llm, llm_boundary, terminate
+from server.engine.scheduler import LeanScheduler
 from server.engine.segment import Patterns, Segmenter
 from server.engine.tokenizer import HFTokenizer
 from server.engine.vllm_stream import Request, VllmStream
@@ -23,6 +25,8 @@ ARGUMENTS = {
     "logprobs_mode": "processed_logprobs",
     "scheduling_policy": "priority",
 }
+# On a GPU vLLM schedules ahead of the device with another class, and tokens are dearer.
+CPU_ARGUMENTS = {"scheduler_cls": LeanScheduler}
 AUTOMATA = 256  # delimiter and stop-string sets remembered
 
 
@@ -30,7 +34,8 @@ class VllmEngine:
     """`server.types.Engine`. At temperature 0 log-probabilities are those of temperature 1."""
 
     def __init__(self, settings: VllmSettings, *, on_exit: Callable[[], None] = terminate):
-        self._llm = Llm(settings, defaults=ARGUMENTS, on_exit=on_exit)
+        defaults = ARGUMENTS | (CPU_ARGUMENTS if current_platform.is_cpu() else {})
+        self._llm = Llm(settings, defaults=defaults, on_exit=on_exit)
         self._model = settings.model
         self.name = self._llm.name
         self.tokenizer: HFTokenizer

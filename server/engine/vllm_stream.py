@@ -17,6 +17,7 @@ from vllm.inputs import tokens_input
 from vllm.sampling_params import RequestOutputKind
 
 from server.engine.llm import Llm, llm_boundary
+from server.engine.scheduler import FIELD
 from server.engine.segment import Segmenter
 from server.types import Sampling, Step, Stop
 
@@ -176,7 +177,7 @@ class VllmStream:
         if not self._ended and made.token_ids:
             if not self.cached_tokens:
                 self.cached_tokens = output.num_cached_tokens
-            self._cut(made.token_ids, [p.logprob for d in made.logprobs for p in d.values()])
+            self._cut(made.token_ids, _logprobs(output))
         if output.finished:
             self._finish(made.finish_reason)
         elif self._ended and self._id is not None and self._abortion is None:
@@ -207,3 +208,10 @@ class VllmStream:
             self._error = RuntimeError(f"the engine ended the request: {reason}")
         elif step := self._segmenter.finish(REASONS[reason]):
             self._steps.append(step)
+
+
+def _logprobs(output: Any) -> list[float]:
+    """One for each sampled token of a delivery, from our scheduler's form or from vLLM's."""
+    if (lean := output.kv_transfer_params) is not None:
+        return lean[FIELD]  # type: ignore[no-any-return]
+    return [p.logprob for d in output.outputs[0].logprobs for p in d.values()]

@@ -117,16 +117,18 @@ async def test_halt_by_segmenter_or_limit(
     assert idle(policy_engine)
 
 
-async def test_halt_goes_on_after_white_space(
+async def test_halt_goes_on_where_no_step_ends(
     policy_engine: VllmEngine, prompt: tuple[int, ...]
 ) -> None:
-    """An answer that is one newline so far: the engine stops at the next, the step does not."""
-    newline = policy_engine.tokenizer.ids_of("\n")
-    automaton = policy_engine._automaton("\n", ())
-    assert automaton.after([newline]).content is False
-    source = stream(policy_engine, prompt, seed=3, cut=Cut("(left: ", 64, halt=True))
+    """The answer's own first word as the delimiter: the engine halts at it, the step does not."""
+    greedy = Sampling(temperature=0)
+    text = "".join(s.text for s in await collect(stream(policy_engine, prompt, sampling=greedy)))
+    word, _, rest = text.partition("-")
+    source = stream(policy_engine, prompt, sampling=greedy, cut=Cut(word, 192, halt=True))
     (step,) = await collect(source)
-    assert "(left: " in step.text
+    assert step.text == f"{word}-{rest.partition(word)[0]}{word}"
+    assert step.stop is Stop.STEP
+    assert source.generated == step.count
 
 
 async def test_log_probabilities_are_of_the_sampling_distribution(
