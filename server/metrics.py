@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from time import perf_counter
 
@@ -103,6 +104,8 @@ class Metrics:
 def _outcome(error: BaseException | None) -> str:
     if error is None:
         return "answered"
+    if isinstance(error, asyncio.CancelledError):
+        return "cancelled"
     cause = unwrap(error)
     return cause.code or cause.type if isinstance(cause, PonderError) else type(cause).__name__
 

@@ -73,6 +73,8 @@ async def test_a_reader_that_leaves_half_way_aborts_the_search() -> None:
             assert "event: step" in [line async for line in first(reply)]
         await until(lambda: parts.engine.open_streams == 0, seconds=1)
     assert gauge(parts, "searches_running") == 0
+    labels = {"strategy": "best_of_n", "outcome": "cancelled"}
+    assert parts.metrics.registry.get_sample_value("ponder_searches_total", labels) == 1
 
 
 async def first(reply: Any) -> Any:
