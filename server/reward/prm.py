@@ -25,6 +25,7 @@ from server.engine.tokenizer import HFTokenizer
 from server.engine.weights import fingerprint
 from server.errors import EngineDead, ScorerError
 from server.reward.client import Memory, Rows
+from server.types import Load
 
 TASK = "token_classify"
 
@@ -68,6 +69,9 @@ class VllmPrm:
 
     async def close(self) -> None:
         await self._llm.close()
+
+    def load(self) -> Load:
+        return self._llm.load
 
     async def check(self) -> None:
         """Raises `EngineDead` if the engine's process is gone."""
