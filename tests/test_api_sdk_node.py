@@ -16,7 +16,7 @@ NODE = Path(__file__).parent / "node"
 KEY = "node-key"
 
 
-async def run(script: str, parts: World) -> Any:
+async def run(script: str, parts: World, *arguments: str) -> Any:
     """The JSON that a script prints when it is run against a server."""
     async with serving(parts) as (host, port):
         process = await asyncio.create_subprocess_exec(
@@ -24,6 +24,7 @@ async def run(script: str, parts: World) -> Any:
             str(NODE / script),
             f"http://{host}:{port}/v1",
             KEY,
+            *arguments,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )

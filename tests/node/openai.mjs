@@ -1,10 +1,11 @@
-// Drives a running Ponder by the unmodified openai-node SDK. argv: base URL, API key.
+// Drives a running Ponder by the unmodified openai-node SDK.
+// argv: base URL, API key, the policy's name, a question.
 // Prints one JSON object for tests/test_api_sdk_node.py to judge.
 import OpenAI from "openai";
 
-const [baseURL, apiKey] = process.argv.slice(2);
+const [baseURL, apiKey, policy = "fake", question = "Why?"] = process.argv.slice(2);
 const client = new OpenAI({ baseURL, apiKey });
-const messages = [{ role: "user", content: "Why?" }];
+const messages = [{ role: "user", content: question }];
 const ask = { model: "ponder-best-of-n", messages, seed: 3 };
 
 async function stream() {
@@ -49,7 +50,7 @@ const search = { strategy: { kind: "beam", width: 2, branch: 2 } };
 console.log(
   JSON.stringify({
     whole: await client.chat.completions.create(ask),
-    native: await client.chat.completions.create({ ...ask, model: "fake", search }),
+    native: await client.chat.completions.create({ ...ask, model: policy, search }),
     chunks: await stream(),
     helper: await helper(),
     conversation: await conversation(),
