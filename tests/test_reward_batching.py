@@ -110,6 +110,21 @@ def test_whoever_left_the_queue_is_not_sent_and_an_abandoned_batch_is_cancelled(
     assert model.batches == [[0], [2]]
 
 
+def test_a_waiter_cancelled_in_the_turn_in_which_it_came_is_not_sent() -> None:
+    model = Model()
+
+    async def work() -> None:
+        batcher = Batcher(model, size=4)
+        leaving = asyncio.create_task(batcher.submit(1))
+        staying = asyncio.create_task(batcher.submit(2))
+        await asyncio.sleep(0)  # both wait; nothing is sent yet
+        leaving.cancel()
+        await staying
+
+    run(work())
+    assert model.batches == [[2]]
+
+
 def test_too_few_results_are_an_error_for_all() -> None:
     async def half(items: list[int]) -> list[int]:
         return items[1:]
@@ -132,5 +147,5 @@ def test_close_ends_everything() -> None:
         assert model.running == 0
         return list(await asyncio.gather(*tasks, return_exceptions=True))
 
-    assert [type(error) for error in run(work())] == [asyncio.CancelledError] * 3
+    assert [type(error) for error in run(work())] == [ScorerError] * 3
     assert model.batches == [[0]]

@@ -9,6 +9,8 @@ from typing import Any, Generic, TypeVar
 
 from server.errors import ScorerError
 
+CLOSED = "the batch was cancelled before it had results"
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -49,9 +51,11 @@ class Batcher(Generic[Item, Result]):
             raise
 
     async def close(self) -> None:
-        """Cancel everything, and everybody who waits for it."""
-        for waiter in [*self._queue, *(w for batch in self._batches.values() for w in batch)]:
-            waiter.cancel()
+        """Cancel what runs; whoever waits gets a `ScorerError`."""
+        queue, self._queue = self._queue, {}
+        for waiter in queue:
+            if not waiter.done():
+                waiter.set_exception(ScorerError(CLOSED))
         await self._end(list(self._batches))
 
     def _send_soon(self) -> None:
@@ -62,23 +66,24 @@ class Batcher(Generic[Item, Result]):
     def _send(self) -> None:
         self._sending = None
         while self._queue and len(self._batches) < self._in_flight:
-            waiters = list(islice(self._queue, self._size))
-            task = asyncio.create_task(self._run([self._queue.pop(w) for w in waiters]))
+            waiters = list(islice((w for w in self._queue if not w.done()), self._size))
+            items = [self._queue.pop(waiter) for waiter in waiters]
+            if not items:
+                break
+            task = asyncio.create_task(self._run(items))
             self._batches[task] = waiters
             task.add_done_callback(self._deliver)
 
     def _deliver(self, task: asyncio.Task[Sequence[Result]]) -> None:
         waiters = self._batches.pop(task)
         self._send_soon()
-        error = None if task.cancelled() else task.exception()
-        if not task.cancelled() and error is None and len(task.result()) != len(waiters):
+        error = ScorerError(CLOSED) if task.cancelled() else task.exception()
+        if error is None and len(task.result()) != len(waiters):
             error = ScorerError(f"{len(task.result())} results for a batch of {len(waiters)}")
         for i, waiter in enumerate(waiters):
             if waiter.done():
                 continue
-            if task.cancelled():
-                waiter.cancel()
-            elif error is not None:
+            if error is not None:
                 waiter.set_exception(error)
             else:
                 waiter.set_result(task.result()[i])

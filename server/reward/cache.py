@@ -95,3 +95,5 @@ class Coalescer(Generic[Result]):
     def _forget(self, key: bytes, flight: _Flight[Result]) -> None:
         if self._flights.get(key) is flight:
             del self._flights[key]
+        if flight.task.done() and not flight.task.cancelled():
+            flight.task.exception()  # seen, even if nobody waits for it any more
