@@ -85,11 +85,12 @@ def test_beam(width: int, branch: int, seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("widen", [0.0, 0.3, 0.5])
 @pytest.mark.parametrize(("simulations", "branch", "c"), [(1, 4, 1.0), (20, 3, 1.0), (30, 4, 0.2)])
-def test_mcts(simulations: int, branch: int, c: float, seed: int) -> None:
-    strategy = MCTS(simulations=simulations, branch=branch, c=c, parallel=1)
+def test_mcts(simulations: int, branch: int, c: float, widen: float, seed: int) -> None:
+    strategy = MCTS(simulations=simulations, branch=branch, c=c, widen=widen, parallel=1)
     ran = searched(strategy, seed=seed, engine=engine())
-    expected = textbook.puct(stepwise(seed), simulations, branch, c)
+    expected = textbook.puct(stepwise(seed), simulations, branch, c, widen)
     # Not visited: what was written after the search, because it had found no answer.
     visited = [n for n in ran.search.nodes if n.visits]
     assert {n.place: n.visits for n in visited} == {k: n for k, (n, _) in expected.items()}
@@ -112,7 +113,7 @@ def test_mcts_visits_add_up_whatever_runs_at_once(seed: int) -> None:
 
 
 def test_equal_siblings_are_merged_and_counted() -> None:
-    ran = searched(MCTS(simulations=20, branch=12), engine=engine())
+    ran = searched(MCTS(simulations=20, branch=12, widen=0), engine=engine())
     assert max(n.multiplicity for n in ran.search.nodes) > 1
     for node in ran.search.nodes:
         if node.children:

@@ -2,7 +2,8 @@
 
 Selection is PUCT (Rosin 2011; Silver et al. 2017, arXiv:1712.01815): Q + c P sqrt(N) / (1 + n),
 the prior P being the policy's own probability of the step among its siblings. Children are
-sampled, not enumerated (Hubert et al. 2021, arXiv:2104.06303), and equal ones are merged. The
+sampled, not enumerated (Hubert et al. 2021, arXiv:2104.06303), equal ones are merged, and a node
+visited n times has branch * n^widen of them (progressive widening; Chaslot et al. 2008). The
 scorer's value stands in for a rollout: each new child is evaluated once and backed up to the
 root, so a node's visits are its own evaluation plus its children's visits. A simulation in
 flight counts as a visit of value 0 (virtual loss; Chaslot et al. 2008), which sends the next
@@ -35,6 +36,9 @@ class MCTS(BaseStrategy):
     }
     simulations: int = Field(32, ge=1, description="selections of a leaf")
     branch: int = Field(4, ge=1, description="children sampled when a leaf is expanded")
+    widen: float = Field(
+        0.3, ge=0, le=1, description="a node of n visits gets branch * n^widen children; 0: branch"
+    )
     parallel: int = Field(4, ge=1, description="simulations in flight")
     c: float = Field(1.0, ge=0, allow_inf_nan=False, description="weight of exploration")
     prior: Literal["policy", "uniform"] = "policy"
@@ -50,7 +54,7 @@ class MCTS(BaseStrategy):
 
         async def worker() -> None:
             for _ in tickets:
-                while busy := expanding.get((path := select(search.root, pending, self.c))[-1]):
+                while busy := expanding.get((path := self.select(search.root, pending))[-1]):
                     await busy.wait()
                 await self._simulate(search, path, pending, expanding)
 
@@ -70,31 +74,42 @@ class MCTS(BaseStrategy):
         pending.update(path)
         done = expanding[leaf] = asyncio.Event()
         try:
-            children = [c async for c in search.expand(leaf, self.branch, merge=True)]
+            width = self.missing(leaf)
+            children = {c async for c in search.expand(leaf, width, merge=True) if not c.visits}
         finally:
             pending.subtract(path)
             del expanding[leaf]
             done.set()
         set_priors(leaf, self.prior)
-        for child in sorted(set(children), key=lambda n: n.place):
+        for child in sorted(children, key=lambda n: n.place):
             backup([*path, child], child.value)
         if any(c.finished and c.value >= self.stop_at for c in children):
             search.stop()
+
+    def select(self, root: Node, pending: Pending) -> list[Node]:
+        """From the root down by PUCT to a node that is finished or wants more children."""
+        path = [root]
+        while not path[-1].finished and not self.missing(path[-1]):
+            scored = sorted((n for n in path[-1].children if n.visits), key=lambda n: n.place)
+            if not scored:  # its children are being scored, or the budget ended before that
+                break
+            path.append(max(scored, key=lambda n: puct(n, pending, self.c)))
+        return path
+
+    def missing(self, node: Node) -> int:
+        """How many children to sample below `node` now: `branch` at first, later half as many
+        whenever its visits allow them."""
+        sampled = sum(child.multiplicity for child in node.children)
+        if not sampled:
+            return self.branch
+        more = max(1, self.branch // 2)
+        return more if sampled + more <= self.branch * node.visits**self.widen else 0
 
     def worst_case(self, answer: int, step: int) -> int:
         return self.simulations * self.branch * step
 
     def most_answers(self) -> int:
         return self.simulations * self.branch
-
-
-def select(root: Node, pending: Pending, c: float) -> list[Node]:
-    """From the root down by PUCT to a node without evaluated children."""
-    path = [root]
-    while children := [n for n in path[-1].children if n.visits]:
-        # Of equals the one asked for first, whichever landed first.
-        path.append(max(sorted(children, key=lambda n: n.place), key=lambda n: puct(n, pending, c)))
-    return path
 
 
 def puct(node: Node, pending: Pending, c: float) -> float:

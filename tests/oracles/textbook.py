@@ -59,19 +59,34 @@ class State:
     n: int = 0
     w: float = 0.0
     p: float = 0.0
-    children: list[State] = field(default_factory=list)
+    sampled: int = 0
+    children: dict[str, State] = field(default_factory=dict)
 
 
-def puct(make: Make, simulations: int, branch: int, c: float) -> dict[Key, tuple[int, float]]:
+def puct(
+    make: Make, simulations: int, branch: int, c: float, widen: float
+) -> dict[Key, tuple[int, float]]:
     """Visit counts and value sums after `simulations`, one at a time."""
     root = State(())
 
+    def wanted(state: State) -> int:
+        """Children to sample now."""
+        if state.made is not None and state.made.end:
+            return 0
+        if state.sampled == 0:
+            return branch
+        half = max(1, branch // 2)
+        return half if state.sampled + half <= branch * state.n**widen else 0
+
     def descend() -> list[State]:
         path = [root]
-        while path[-1].children:
+        while path[-1].children and not wanted(path[-1]):
             at = path[-1]
             path.append(
-                max(at.children, key=lambda s: s.w / s.n + c * s.p * sqrt(at.n) / (1 + s.n))
+                max(
+                    at.children.values(),
+                    key=lambda s: s.w / s.n + c * s.p * sqrt(at.n) / (1 + s.n),
+                )
             )
         return path
 
@@ -86,16 +101,18 @@ def puct(make: Make, simulations: int, branch: int, c: float) -> dict[Key, tuple
         if leaf.made is not None and leaf.made.end:
             update(path, leaf.made.value)
             continue
-        seen: dict[str, State] = {}
-        for i in range(branch):
-            made = make((*leaf.key, i))
-            seen.setdefault(made.text, State((*leaf.key, i), made))
-        leaf.children = list(seen.values())
-        total = sum(exp(s.made.logprob) for s in leaf.children if s.made)
-        for s in leaf.children:
+        fresh: list[State] = []
+        for _ in range(wanted(leaf)):
+            made = make((*leaf.key, leaf.sampled))
+            if made.text not in leaf.children:
+                leaf.children[made.text] = State((*leaf.key, leaf.sampled), made)
+                fresh.append(leaf.children[made.text])
+            leaf.sampled += 1
+        total = sum(exp(s.made.logprob) for s in leaf.children.values() if s.made)
+        for s in leaf.children.values():
             assert s.made is not None
             s.p = exp(s.made.logprob) / total
-        for s in leaf.children:
+        for s in fresh:
             assert s.made is not None
             update([*path, s], s.made.value)
 
@@ -104,5 +121,5 @@ def puct(make: Make, simulations: int, branch: int, c: float) -> dict[Key, tuple
     while todo:
         state = todo.pop()
         found[state.key] = (state.n, state.w)
-        todo += state.children
+        todo += state.children.values()
     return found
