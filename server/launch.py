@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeVar
@@ -20,6 +21,7 @@ from prometheus_client import CollectorRegistry
 
 from server import engine, profiles, reward
 from server.api.app import create_app
+from server.api.health import check
 from server.api.server import uvicorn_config
 from server.config import ServerSettings, Settings, VllmSettings
 from server.metrics import Metrics
@@ -109,7 +111,8 @@ async def serve(settings: Settings, stopper: Stopper) -> None:
     async with serving(settings) as running:
         stopper.running = running
         await running.ended
-        await running.service.models.policy.check()
+        if "exit" in {e.on_death for e in local_engines(settings).values()}:
+            await check(running.service)
 
 
 @asynccontextmanager
@@ -145,6 +148,9 @@ async def built(settings: Settings, stack: AsyncExitStack) -> tuple[Service, Fas
     """Every part, started; `stack` closes them."""
     profile = profile_of(settings)
     refuse_missing_models(settings)
+    if local_engines(settings):
+        # Started by a thread it would unblock SIGINT there (see `run`), just before the engine.
+        resource_tracker.ensure_running()
     with timed("importing the engines"):
         policy = engine.build(settings.policy)
         prm = reward.build_prm(settings.prm, profile) if settings.prm else None
