@@ -47,9 +47,8 @@ async def raw(service: Service) -> int:
     )
 
     async def one(i: int, ids: tuple[int, ...]) -> int:
-        stream = policy.llm.engine.generate(
-            tokens_input(list(ids)), params, f"raw-{i}-{id(params)}"
-        )
+        engine = policy._llm.engine  # the very engine that the searches use
+        stream = engine.generate(tokens_input(list(ids)), params, f"raw-{i}-{id(params)}")
         async for output in stream:
             return sum(len(o.token_ids) for o in output.outputs)
         raise AssertionError("vLLM ended without an output")

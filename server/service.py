@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 from uuid import uuid4
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from server.budget import Budget
 from server.config import Limits, Settings
@@ -94,6 +94,7 @@ class Service:
         observer: Observer | None = None,
     ):
         self.settings, self.models = settings, models
+        self._defaults = strategies(models.profile)
         self._traces, self._observer = traces, observer
         self._slots = asyncio.Semaphore(settings.limits.searches)
         self._waiting = 0
@@ -122,7 +123,7 @@ class Service:
         limits = self.settings.limits
         prompt = self._render(messages)
         max_tokens = self._max_tokens(prompt, max_tokens)
-        strategy = strategy or BestOfN()
+        strategy = self._fitted(strategy or BestOfN())
         check_bounds(strategy, limits)
         check_n(n, strategy, limits)
         reward = reward or (Prm() if self.models.prm else Confidence())
@@ -231,6 +232,14 @@ class Service:
             raise BadRequest("messages must hold a user message with text", param="messages")
         return Prompt(tuple(messages), self.models.policy.tokenizer.render(messages))
 
+    def _fitted(self, strategy: Strategy) -> Strategy:
+        """The strategy with what the caller left open taken from the profile."""
+        fitted = self._defaults.get(strategy.kind)
+        if fitted is None:
+            return strategy
+        given = {name: getattr(strategy, name) for name in strategy.model_fields_set}
+        return fitted.model_copy(update=given)
+
     def _max_tokens(self, prompt: Prompt, asked: int | None) -> int:
         """Tokens of one answer: the caller's, or the profile's as far as the context allows."""
         limit, context = self.settings.limits.max_tokens, self.models.policy.context
@@ -336,6 +345,15 @@ class Service:
         )
 
 
+def strategies(profile: Profile) -> dict[str, Strategy]:
+    """A profile's own defaults, as strategies by kind. `ValidationError` if they are none."""
+    adapter: TypeAdapter[Strategy] = TypeAdapter(Strategy)
+    return {
+        kind: adapter.validate_python({"kind": kind, **fields})
+        for kind, fields in profile.search.items()
+    }
+
+
 def check_bounds(strategy: Strategy, limits: Limits) -> None:
     """Refuse parameters beyond the server's limits, by name."""
     for name, bound in strategy.bounds.items():
@@ -352,4 +370,3 @@ def check_n(n: int, strategy: Strategy, limits: Limits) -> None:
         raise BadRequest(
             f"n must be between 1 and {most} for {strategy.kind} with these parameters", param="n"
         )
-

@@ -42,7 +42,7 @@ def stepwise(seed: int) -> textbook.Make:
 
     def make(key: Key) -> Made:
         ids = steps_of(seed, key)[0]
-        logprob = sum(-0.1 - (i % 7) / 10 for i in ids)
+        logprob = sum(-0.1 - (i % 7) / 10 for i in ids) / len(ids)
         return Made(text(key), ids[-1] == EOS, value_of(text(key)), logprob)
 
     return make

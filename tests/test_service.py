@@ -7,13 +7,14 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from server.config import HttpSettings, Limits, Settings
 from server.errors import BadRequest, EngineError, NoAnswer, Overloaded, PonderError
 from server.profiles import shipped
 from server.reward import Confidence, Models, Prm, Verifier
 from server.search import MCTS, Beam, BestOfN, Vote
-from server.service import Ask, BudgetSpec, Service
+from server.service import Ask, BudgetSpec, Service, strategies
 from server.traces.schema import Trace
 from server.types import Message
 from tests.fakes import FakeEngine
@@ -117,7 +118,7 @@ def test_a_trace_adds_up(strategy: Any) -> None:
         assert node.parent is not None and node.parent != node.id
         assert trace.nodes[node.parent].depth == node.depth - 1
         assert node.logprobs is not None and len(node.logprobs) == len(node.token_ids)
-    assert trace.strategy == strategy.model_dump(mode="json")
+    assert strategy.model_dump(exclude_unset=True).items() <= trace.strategy.items()
     assert 1 <= len(outcome.answers) <= 2
 
 
@@ -173,7 +174,7 @@ def test_time_in_the_queue_is_bounded() -> None:
     async def ask(it: Service) -> list[Any]:
         slow = it.prepare(messages=ASKED, strategy=BestOfN(n=8), seed=1)
         late = it.prepare(messages=ASKED, budget=BudgetSpec(seconds=0.05))
-        return await asyncio.gather(it.reason(slow), it.reason(late), return_exceptions=True)
+        return list(await asyncio.gather(it.reason(slow), it.reason(late), return_exceptions=True))
 
     (first, second), _ = reasoned(ask, searches=1)
     assert first.answers and isinstance(second, Overloaded)
@@ -188,6 +189,26 @@ def test_a_verifier_records_outcomes() -> None:
     finished = [n for n in outcome.trace.nodes if n.status == "terminal"]
     assert finished and all(n.outcome == 0.0 for n in finished)
     assert outcome.trace.outcome == 0.0
+
+
+def test_what_the_caller_leaves_open_comes_from_the_profile() -> None:
+    async def ask(it: Service) -> tuple[Any, Any, Any]:
+        asked = (MCTS(), MCTS(c=1.0, simulations=7), BestOfN(n=3))
+        fitted: list[Any] = [it.prepare(messages=ASKED, strategy=s).strategy for s in asked]
+        return fitted[0], fitted[1], fitted[2]
+
+    (fitted, given, other), _ = reasoned(ask)
+    own = shipped()["reference"].search["mcts"]
+    assert own["c"] != MCTS().c
+    assert (fitted.c, fitted.choose, fitted.simulations) == (own["c"], own["choose"], 32)
+    assert (given.c, given.choose, given.simulations) == (1.0, own["choose"], 7)
+    assert other == BestOfN(n=3)
+
+
+def test_a_profile_with_parameters_that_no_strategy_has_is_refused() -> None:
+    profile = shipped()["default"].model_copy(update={"search": {"mcts": {"sims": 3}}})
+    with pytest.raises(ValidationError, match="sims"):
+        strategies(profile)
 
 
 def test_the_default_reward_needs_no_model() -> None:

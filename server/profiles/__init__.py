@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -60,6 +61,8 @@ class Profile(Frozen):
     max_tokens: int = Field(2048, ge=1)  # of one answer, unless the request says
     answer: AnswerProfile = AnswerProfile()
     sampling: Sampling = Sampling()
+    # By strategy kind: parameters that take the place of the general defaults for this family.
+    search: Mapping[str, Mapping[str, Any]] = {}
     prm: PrmProfile = PrmProfile()
     label: LabelProfile = LabelProfile()
 

@@ -1,13 +1,14 @@
 """Monte Carlo tree search over steps, several simulations at a time.
 
 Selection is PUCT (Rosin 2011; Silver et al. 2017, arXiv:1712.01815): Q + c P sqrt(N) / (1 + n),
-the prior P being the policy's own probability of the step among its siblings. Children are
-sampled, not enumerated (Hubert et al. 2021, arXiv:2104.06303), equal ones are merged, and a node
-visited n times has branch * n^widen of them (progressive widening; Chaslot et al. 2008). The
-scorer's value stands in for a rollout: each new child is evaluated once and backed up to the
-root, so a node's visits are its own evaluation plus its children's visits. A simulation in
-flight counts as a visit of value 0 (virtual loss; Chaslot et al. 2008), which sends the next
-one elsewhere; only one that ends at a leaf already being expanded waits for it.
+the prior P being the policy's own probability of the step among its siblings, per token so that
+long steps are comparable. Children are sampled, not enumerated (Hubert et al. 2021,
+arXiv:2104.06303), equal ones are merged, and a node visited n times has branch * n^widen of them
+(progressive widening; Chaslot et al. 2008). The scorer's value stands in for a rollout: each new
+child is evaluated once and backed up to the root, so a node's visits are its own evaluation plus
+its children's visits. A simulation in flight counts as a visit of value 0 (virtual loss; Chaslot
+et al. 2008), which sends the next one elsewhere; only one that ends at a leaf already being
+expanded waits for it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from math import exp, sqrt
+from statistics import fmean
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -122,9 +124,9 @@ def puct(node: Node, pending: Pending, c: float) -> float:
 
 
 def set_priors(parent: Node, kind: Literal["policy", "uniform"]) -> None:
-    """P over the children: equal, or the policy's own probabilities, normalised."""
+    """P over the children: equal, or the policy's mean probability of their tokens, normalised."""
     weights = [
-        exp(sum(n.step.logprobs)) if kind == "policy" and n.step and n.step.logprobs else 1.0
+        exp(fmean(n.step.logprobs)) if kind == "policy" and n.step and n.step.logprobs else 1.0
         for n in parent.children
     ]
     total = sum(weights)

@@ -18,7 +18,7 @@ class Made:
     text: str
     end: bool
     value: float
-    logprob: float
+    logprob: float  # mean over its tokens
 
 
 Make = Callable[[Key], Made]
