@@ -12,10 +12,9 @@ from vllm.sampling_params import RequestOutputKind
 
 from server.config import VllmSettings
 from server.engine.llm import Llm, llm_boundary, terminate
-from server.engine.scheduler import LeanScheduler
 from server.engine.segment import Patterns, Segmenter
 from server.engine.tokenizer import HFTokenizer
-from server.engine.vllm_stream import Request, VllmStream
+from server.engine.vllm_stream import LeanScheduler, Request, VllmStream
 from server.engine.weights import fingerprint
 from server.errors import BadRequest, EngineDead
 from server.types import Cut, Load, Sampling

@@ -2,6 +2,8 @@
 
 Tokens are cut where vLLM's output handler delivers them, so that the reader wakes once a step and
 not once a token. The engine runs ahead of its reader, up to `max_tokens`.
+
+`LeanScheduler` is the other end of the wire: it runs in the engine's process.
 """
 
 from __future__ import annotations
@@ -10,18 +12,46 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from vllm import SamplingParams
 from vllm.inputs import tokens_input
 from vllm.sampling_params import RequestOutputKind
+from vllm.v1.core.sched.scheduler import Scheduler
 
 from server.engine.llm import Llm, llm_boundary
-from server.engine.scheduler import FIELD
 from server.engine.segment import Segmenter
 from server.types import Sampling, Step, Stop
 
 REASONS = {"stop": Stop.END, "length": Stop.LENGTH}
+FIELD = "logprobs"  # key in `kv_transfer_params`, which is free without a KV connector
+
+
+class LeanScheduler(Scheduler):
+    """vLLM's scheduler, sending a sampled token's log-probability as one float.
+
+    vLLM sends three NumPy arrays for each token; packing, unpacking and wrapping them took 17 of
+    the 29 us of front-end CPU that a token of the reference policy cost. Requests that ask for
+    the log-probabilities of given tokens get vLLM's own form.
+    """
+
+    def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
+        if model_runner_output.logprobs is None or self.connector is not None:
+            return super().update_from_output(scheduler_output, model_runner_output)
+        whole = {i for i in model_runner_output.req_ids if self._wants_more(i)}
+        outputs = super().update_from_output(scheduler_output, model_runner_output)
+        for output in chain.from_iterable(o.outputs for o in outputs.values()):
+            if output.new_logprobs is not None and output.request_id not in whole:
+                sampled = output.new_logprobs.logprobs[:, 0]
+                output.kv_transfer_params = {FIELD: sampled.tolist()}
+                output.new_logprobs = None
+        return outputs
+
+    def _wants_more(self, request_id: str) -> bool:
+        request = self.requests.get(request_id)
+        params = None if request is None else request.sampling_params
+        return params is not None and bool(params.logprobs or params.logprob_token_ids)
 
 
 @dataclass(frozen=True, slots=True)

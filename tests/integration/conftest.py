@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,16 +23,26 @@ def settings(model: str) -> VllmSettings:
 
 
 @pytest.fixture(scope="session")
-async def policy_engine() -> AsyncIterator[VllmEngine]:
-    engine = VllmEngine(settings("policy"))
-    await engine.start()
-    yield engine
-    await engine.close()
+async def started(request: pytest.FixtureRequest) -> AsyncIterator[dict[str, Any]]:
+    """The engines that any collected test asks for, started side by side."""
+    every = {
+        "policy_engine": VllmEngine(settings("policy")),
+        "prm": VllmPrm(settings("prm"), "<extra_0>"),
+    }
+    wanted = {n for item in request.session.items for n in getattr(item, "fixturenames", ())}
+    engines: dict[str, Any] = {n: every[n] for n in every.keys() & wanted}
+    await asyncio.gather(*(e.start() for e in engines.values()))
+    yield engines
+    await asyncio.gather(*(e.close() for e in engines.values()))
 
 
 @pytest.fixture(scope="session")
-async def prm() -> AsyncIterator[VllmPrm]:
-    model = VllmPrm(settings("prm"), "<extra_0>")
-    await model.start()
-    yield model
-    await model.close()
+def policy_engine(started: dict[str, Any]) -> VllmEngine:
+    engine: VllmEngine = started["policy_engine"]
+    return engine
+
+
+@pytest.fixture(scope="session")
+def prm(started: dict[str, Any]) -> VllmPrm:
+    model: VllmPrm = started["prm"]
+    return model
