@@ -89,7 +89,7 @@ def install(folder: Path, extra: str) -> None:
     if extra == "cpu":
         pip(folder, "uninstall", "--yes", *BREAKS_CPU)
     if not run(folder / "bin/python", "-W", "ignore", "-c", "import vllm.v1.engine.async_llm"):
-        fail("vLLM was installed but cannot be imported: see the error above")
+        fail("vLLM cannot be imported, see above; `rm -rf .venv` and make setup begin anew")
 
 
 def install_cpu_torch(folder: Path) -> None:
