@@ -114,6 +114,8 @@ def test_what_is_written_is_read_back(expression: Expression) -> None:
         ("2\u00d73\u22121", "-1+3*2"),
         ("7-(6-2*3)", "7-6+2*3"),
         ("5-(4-4)*3", "5+3*(4-4)"),
+        ("(1+8)-(8+8)", "-((8+8)-(8+1))"),
+        ("(0+8)-(8+8)", "-((8+8)-(8+0))"),
     ],
 )
 def test_the_same(a: str, b: str) -> None:

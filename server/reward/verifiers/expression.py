@@ -213,13 +213,12 @@ def _parts(form: _Form, kind: str, sense: int) -> list[_Part]:
 
 
 def _sum_form(terms: list[_Part]) -> _Form:
-    """Sorted, the first term that has a sign positive."""
+    """Sorted; of the first term whose occurrences do not cancel out, more are added."""
     terms = sorted((t if t.form.odd else _Part(1, t.form) for t in terms), key=lambda t: t.order)
     balance = Counter[str]()
     for term in terms:
         balance[term.form.body] += term.sense if term.form.odd else 0
-    flip = next((t.sense for t in terms if t.form.odd and balance[t.form.body]), 1)
-    if flip < 0:
+    if next((balance[t.form.body] for t in terms if balance[t.form.body]), 1) < 0:
         return _sum_form([_Part(-t.sense, t.form) for t in terms]).times(-1)
     return _Form(1, _spell("+", "-", terms), tuple(terms), any(balance.values()))
 
