@@ -98,7 +98,7 @@ def install_cpu_torch(folder: Path) -> None:
     wanted = f"torch=={version}" + ("+cpu" if sys.platform == "linux" else "")
     url = os.environ.get("TORCH_INDEX_URL")
     source = ["--extra-index-url", url] if url else []
-    if not run(folder / "bin/pip", "install", "--quiet", *source, wanted):
+    if not run(folder / "bin/python", "-m", "pip", "install", "--quiet", *source, wanted):
         fail(NO_CPU_TORCH.format(version=version))
 
 
@@ -124,7 +124,7 @@ def lock(extra: str) -> None:
 
 def pip(folder: Path, *args: str) -> None:
     print("pip", *args, flush=True)
-    if not run(folder / "bin/pip", *args[:1], "--quiet", *args[1:]):
+    if not run(folder / "bin/python", "-m", "pip", *args[:1], "--quiet", *args[1:]):
         fail(f"pip {' '.join(args)} failed: see above")
 
 
