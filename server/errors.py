@@ -1,16 +1,16 @@
 """Errors, named by the boundary they crossed, with the HTTP status they become.
 
-    PonderError                 500
-    |- BadRequest               400   the caller's fault; names the parameter
-    |  |- NotFound              404
-    |  |- TooLarge              413
-    |  `- Unauthorized          401
-    |- Overloaded               429   a queue or a quota is full; try again later
-    |- EngineError              502   the policy failed
-    |  `- EngineDead            503   and will not come back by itself
-    |- ScorerError              502   a reward failed
-    |- NoAnswer                 504   the budget ended before one whole step
-    `- TraceError               500   a trace could not be written or read
+PonderError                 500
+|- BadRequest               400   the caller's fault; names the parameter
+|  |- NotFound              404
+|  |- TooLarge              413
+|  `- Unauthorized          401
+|- Overloaded               429   a queue or a quota is full; try again later
+|- EngineError              502   the policy failed
+|  `- EngineDead            503   and will not come back by itself
+|- ScorerError              502   a reward failed
+|- NoAnswer                 504   the budget ended before one whole step
+`- TraceError               500   a trace could not be written or read
 """
 
 from __future__ import annotations

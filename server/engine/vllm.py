@@ -73,10 +73,11 @@ class VllmEngine:
             max_step_tokens=cut.max_step_tokens,
             version=self.version,
             before=self._answer(prompt_ids),
+            begun=cut.begun,
         )
         request = Request(tuple(prompt_ids), max_tokens, seed, sampling, priority)
         halting = (lambda: self._halting_ids(cut.delimiter)) if cut.halt else None
-        return VllmStream(self._llm, segmenter, request, cut.max_step_tokens, halting)
+        return VllmStream(self._llm, segmenter, request, cut.max_step_tokens - cut.begun, halting)
 
     async def label_logprobs(
         self, ids: Sequence[int], labels: Sequence[int]

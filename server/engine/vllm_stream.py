@@ -94,7 +94,8 @@ class Request:
 class VllmStream:
     """`server.types.Stream`. Opened by the first `__anext__`; cancelling that aborts it.
 
-    `halting` says which token ids end a step on their own, if the stream is to end after one.
+    `halting` says which token ids end a step on their own, if the stream is to end after one, of
+    at most `room` tokens.
     `generated` counts the tokens that reached this process: an abort may lose the one that the
     engine is working on.
     """
@@ -104,7 +105,7 @@ class VllmStream:
         llm: Llm,
         segmenter: Segmenter,
         request: Request,
-        max_step_tokens: int,
+        room: int,
         halting: Callable[[], Awaitable[list[int]]] | None,
     ):
         self.prompt_tokens = len(request.prompt_ids)
@@ -113,7 +114,7 @@ class VllmStream:
         self._llm = llm
         self._segmenter = segmenter
         self._request = request
-        self._max_step_tokens = max_step_tokens
+        self._room = room
         self._halting = halting
         self._id: str | None = None  # of the engine request that runs
         self._ids: list[int] = []  # made by it
@@ -158,7 +159,7 @@ class VllmStream:
         halting = [] if self._halting is None else await self._halting()
         request = self._request
         if self._halting is not None:
-            room = self._max_step_tokens - self._segmenter.pending
+            room = self._room - self._segmenter.pending
             request = replace(request, max_tokens=min(request.max_tokens, room))
         self._id = self._llm.request_id()
         sent = False
