@@ -122,17 +122,18 @@ class Service:
         """
         limits = self.settings.limits
         prompt = self._render(messages)
-        max_tokens = self._max_tokens(prompt, max_tokens)
+        reward = reward or (Prm() if self.models.prm else Confidence())
+        reward.check(prompt)
+        scorer = reward.scorer(self.models)
+        max_tokens = self._max_tokens(prompt, self._context(reward), max_tokens)
         strategy = self._fitted(strategy or BestOfN())
         check_bounds(strategy, limits)
         check_n(n, strategy, limits)
-        reward = reward or (Prm() if self.models.prm else Confidence())
-        reward.check(prompt)
         return Ask(
             prompt=prompt,
             strategy=strategy,
             reward=reward,
-            scorer=reward.scorer(self.models),
+            scorer=scorer,
             sampling=self._sampling(sampling or {}),
             budget=self._budget(budget or BudgetSpec(), strategy, max_tokens),
             max_tokens=max_tokens,
@@ -240,9 +241,16 @@ class Service:
         given = {name: getattr(strategy, name) for name in strategy.model_fields_set}
         return fitted.model_copy(update=given)
 
-    def _max_tokens(self, prompt: Prompt, asked: int | None) -> int:
+    def _context(self, reward: Reward) -> int:
+        """Tokens that a path may have: what the policy can write and the PRM can read."""
+        contexts = [self.models.policy.context]
+        if isinstance(reward, Prm) and self.models.prm is not None:
+            contexts.append(self.models.prm.context)
+        return min(contexts)
+
+    def _max_tokens(self, prompt: Prompt, context: int, asked: int | None) -> int:
         """Tokens of one answer: the caller's, or the profile's as far as the context allows."""
-        limit, context = self.settings.limits.max_tokens, self.models.policy.context
+        limit = self.settings.limits.max_tokens
         room = context - len(prompt.ids)
         if room < 1:
             raise BadRequest(
