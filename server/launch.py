@@ -28,7 +28,9 @@ from server.metrics import Metrics
 from server.reward import Models
 from server.service import Service
 from server.sources import SettingsError
+from server.traces import TraceStore
 from server.traces.local import make_store
+from server.types import Engine
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -163,8 +165,21 @@ async def built(settings: Settings, stack: AsyncExitStack) -> tuple[Service, Fas
             starts.append(_timed_start(name, part.start))
     await _started(starts, together=may_start_together(settings))
     metrics = Metrics(CollectorRegistry())
+    watch(metrics, policy, traces)
     service = Service(settings, Models(policy, profile, prm), traces=traces, observer=metrics)
     return service, create_app(service, settings, traces, metrics)
+
+
+def watch(metrics: Metrics, policy: Engine, traces: TraceStore) -> None:
+    """Gauges that are read from the parts themselves."""
+    for name, text, value in (
+        ("engine_requests_running", "Policy requests running", lambda: policy.load().running),
+        ("engine_requests_waiting", "Policy requests waiting", lambda: policy.load().waiting),
+        ("traces_pending", "Traces not yet written", lambda: traces.stats().pending),
+        ("traces_dropped", "Traces lost to a full queue or disk", lambda: traces.stats().dropped),
+        ("traces_rejected", "Traces that cannot be stored", lambda: traces.stats().rejected),
+    ):
+        metrics.watch(name, text, value)
 
 
 async def _started(starts: list[Coroutine[Any, Any, None]], *, together: bool) -> None:

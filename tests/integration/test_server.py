@@ -20,6 +20,7 @@ from server.api.app import create_app
 from server.config import HttpSettings, Limits, Settings, TraceSettings, VllmSettings
 from server.engine.http import HttpEngine
 from server.engine.vllm import VllmEngine
+from server.launch import watch
 from server.metrics import Metrics
 from server.profiles import shipped
 from server.reward import Models
@@ -48,6 +49,7 @@ async def world(
     )
     metrics, traces = Metrics(CollectorRegistry()), make_store(configured.traces)
     await traces.start()
+    watch(metrics, engine, traces)
     models = Models(engine, shipped()["reference"], prm)
     service = Service(configured, models, traces=traces, observer=metrics)
     app = create_app(service, configured, traces, metrics)
@@ -169,14 +171,20 @@ async def test_a_hundred_mixed_requests_at_once(parts: World) -> None:
     assert (load.running, load.waiting) == (0, 0)
 
 
+async def gauge(http: httpx.AsyncClient, name: str) -> float:
+    lines = (await http.get("/metrics")).text.splitlines()
+    return float(next(line.split()[1] for line in lines if line.startswith(f"{name} ")))
+
+
 async def test_a_dropped_stream_leaves_nothing_running_in_this_process(parts: World) -> None:
     body = {"question": QUESTIONS[0], "strategy": {"kind": "best_of_n", "n": 200}, "stream": True}
     async with connected(parts) as http:
         async with http.stream("POST", "/v1/reason", json=body) as reply:
             await anext(reply.aiter_lines())
-            assert parts.engine.load().running > 0
+            assert await gauge(http, "ponder_engine_requests_running") > 0
         await until(lambda: parts.engine.load().running == 0, seconds=2)
-        assert parts.engine.load().waiting == 0
+        for name in ("engine_requests_running", "engine_requests_waiting", "traces_dropped"):
+            assert await gauge(http, f"ponder_{name}") == 0
 
 
 async def test_a_dropped_stream_leaves_nothing_running_in_a_remote_vllm(tmp_path: Path) -> None:
