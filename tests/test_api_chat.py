@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from server.profiles import AnswerProfile
 from tests.fakes import FakeEngine
 from tests.serving import USER, client, connected, events, world
 
@@ -248,3 +251,23 @@ async def test_role_comes_while_the_search_still_runs() -> None:
             lines += [line] if line else []
     assert '"role":"assistant"' in lines[0]
     assert lines[-1] == "data: [DONE]"
+
+
+@pytest.mark.parametrize("pattern", [None, r"Answer: (\d+)"])
+async def test_one_path_is_streamed_while_it_is_written(pattern: str | None) -> None:
+    """And adds up to what the reply without a stream says."""
+    parts = world(engine=FakeEngine(pace=0.002, length=20, p_end=0.1))
+    profile = parts.service.profile.model_copy(update={"answer": AnswerProfile(pattern=pattern)})
+    parts.service.models = replace(parts.service.models, profile=profile)
+    early, lines = 0, []
+    async with connected(parts) as http:
+        plain = body(model="fake", reasoning_effort="none")
+        whole = (await http.post(CHAT, json=plain)).json()["choices"][0]["message"]
+        async with http.stream("POST", CHAT, json={**plain, "stream": True}) as reply:
+            async for line in reply.aiter_lines():
+                early += bool(line) and parts.engine.open_streams > 0
+                lines += [line] if line.startswith("data: {") else []
+    deltas = [json.loads(line[6:])["choices"][0]["delta"] for line in lines]
+    assert early > 2
+    for name in ("content", "reasoning_content"):
+        assert "".join(d.get(name) or "" for d in deltas) == (whole[name] or "")

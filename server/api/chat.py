@@ -13,6 +13,7 @@ from server.api.chat_schema import ChatRequest, SearchFields
 from server.api.docs import takes
 from server.api.effort import strategy_for
 from server.api.follow import Told, follow
+from server.api.live_path import LivePath
 from server.api.parts import Parts
 from server.api.sse import Emit, EventStream, frame, unless_gone
 from server.config import HttpSettings
@@ -104,18 +105,23 @@ def _note(request: Request, asked: ChatRequest) -> None:
 
 
 def streamed(parts: Parts, ask: Ask, reply: Reply) -> EventStream:
-    """The role when the search first moves; then nothing but pings until the path is known."""
+    """The role when the search first moves. A single path is sent as it is written; of a search
+    nothing but pings until its choice is known."""
+    single = ask.strategy.most_answers() == 1 and not reply.request.logprobs
 
     async def produce(emit: Emit) -> None:
+        live = LivePath(parts.service.profile.answer.pattern) if single else None
         opened = False
 
-        async def open_up(_: Told) -> None:
+        async def tell(told: Told) -> None:
             nonlocal opened
             if not opened:
                 opened = True
                 await emit(frame(reply.opening(0)))
+            if live and told.kind == "step" and (delta := live.take(told.data["text"])):
+                await emit(frame(reply.piece(delta)))
 
-        outcome = await follow(parts, ask, open_up)
-        await emit(b"".join(map(frame, reply.chunks(outcome))) + frame("[DONE]"))
+        outcome = await follow(parts, ask, tell)
+        await emit(b"".join(map(frame, reply.chunks(outcome, live))) + frame("[DONE]"))
 
     return EventStream(produce, parts.metrics)

@@ -11,6 +11,7 @@ from uuid import uuid4
 from pydantic import BaseModel
 
 from server.api.chat_schema import ChatRequest
+from server.api.live_path import LivePath, reasoning
 from server.api.logprobs import ChoiceLogprobs, choice_logprobs
 from server.api.usage import Ponder, Usage, ponder, usage
 from server.search.answers import Answer
@@ -71,12 +72,10 @@ class Reply:
         )
 
     def _choice(self, index: int, answer: Answer) -> Choice:
-        reasoning = "".join(answer.reasoning) or None
+        steps = "".join(answer.reasoning) or None
         return Choice(
             index=index,
-            message=ReplyMessage(
-                content=answer.content, reasoning_content=reasoning, reasoning=reasoning
-            ),
+            message=ReplyMessage(content=answer.content, reasoning_content=steps, reasoning=steps),
             logprobs=self._logprobs(answer),
             finish_reason=answer.finish_reason,
         )
@@ -88,25 +87,31 @@ class Reply:
         """The first chunk of a choice, the only one with its role."""
         return self._delta(index, {"role": "assistant", "content": ""})
 
-    def chunks(self, outcome: Outcome) -> Iterator[Data]:
-        """All that follows the first choice's opening."""
+    def piece(self, delta: Data) -> Data:
+        """A part of the first choice, before the others are known."""
+        return self._delta(0, delta)
+
+    def chunks(self, outcome: Outcome, live: LivePath | None = None) -> Iterator[Data]:
+        """All that follows the first choice's opening, and what `live` has sent of it."""
         for index, answer in enumerate(outcome.answers):
             if index > 0:
                 yield self.opening(index)
-            yield from self._answer(index, answer)
+            yield from self._answer(index, answer, live if index == 0 else None)
             finish = self._delta(index, {}, finish=answer.finish_reason)
             last = index == len(outcome.answers) - 1
             yield {**finish, "ponder": ponder(self.ask, outcome).model_dump()} if last else finish
         if self._wants_usage:
             yield {**self._chunk([]), "usage": usage(outcome).model_dump()}
 
-    def _answer(self, index: int, answer: Answer) -> Iterator[Data]:
-        for step in answer.reasoning:
-            yield self._delta(index, {"reasoning_content": step, "reasoning": step})
+    def _answer(self, index: int, answer: Answer, live: LivePath | None) -> Iterator[Data]:
+        steps, content = live.rest(answer) if live else (answer.reasoning, answer.content)
+        for step in steps:
+            yield self._delta(index, reasoning(step))
         logprobs = self._logprobs(answer)
-        yield self._delta(
-            index, {"content": answer.content}, logprobs.model_dump() if logprobs else None
-        )
+        if content or logprobs:
+            yield self._delta(
+                index, {"content": content}, logprobs.model_dump() if logprobs else None
+            )
 
     @property
     def _wants_usage(self) -> bool:
