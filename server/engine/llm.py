@@ -18,6 +18,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import zmq
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import VLLMValidationError
 from vllm.platforms import current_platform
@@ -208,6 +209,12 @@ class Llm:
 
 
 async def _shut_down(engine: AsyncLLM) -> None:
+    """End the engine's process, if it still runs, and free what vLLM leaves to the collector."""
+    client = engine.engine_core
     await asyncio.to_thread(engine.shutdown, GRACE)
-    # vLLM closes its sockets and leaves their context to the garbage collector.
-    engine.engine_core.ctx._shadow_obj.destroy(linger=0)
+    # After a death vLLM's own thread may be at this still; a context with an open socket in it
+    # would wait for that, and stop the event loop.
+    for socket in vars(client.resources).values():
+        if isinstance(socket, zmq.Socket):
+            socket.close(linger=0)
+    await asyncio.to_thread(client.ctx._shadow_obj.term)
