@@ -11,9 +11,9 @@ from time import perf_counter
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from server.ask import Ask
 from server.errors import PonderError, unwrap
 from server.search.events import Event, Listener
-from server.service import Ask
 from server.traces.schema import UsageRecord
 
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)

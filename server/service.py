@@ -3,57 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import math
-import time
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Protocol
 from uuid import uuid4
 
-from pydantic import TypeAdapter, ValidationError
-
+from server.ask import Ask, Preparer
 from server.budget import Budget
-from server.config import Limits, Settings
-from server.errors import BadRequest, NoAnswer, Overloaded
+from server.config import Settings
+from server.errors import NoAnswer, Overloaded
 from server.profiles import Profile
-from server.reward import Confidence, Models, Prm, Reward, Verifier
-from server.search import BestOfN, Strategy
+from server.reward import Models, Verifier
 from server.search.answers import Answer, rank
 from server.search.core import Search, run_search
 from server.search.events import Listener
 from server.search.record import node_records, usage_record
 from server.search.writer import Shape
 from server.traces.schema import Trace, UsageRecord, Versions
-from server.types import Message, Prompt, Sampling, Scorer
-
-ROLES = ("system", "user", "assistant")
-
-
-@dataclass(frozen=True, slots=True)
-class BudgetSpec:
-    """The caller's limits. None: the server's own."""
-
-    tokens: int | None = None  # policy tokens
-    seconds: float | None = None
-    calls: int | None = None  # scorer calls
-    concurrency: int | None = None  # engine requests at once
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """A request as the search layer sees it: checked, rendered, bounded."""
-
-    prompt: Prompt
-    strategy: Strategy
-    reward: Reward
-    scorer: Scorer
-    sampling: Sampling
-    budget: BudgetSpec  # every field set
-    max_tokens: int  # of one answer
-    seed: int | None = None
-    n: int = 1  # best candidates wanted
-    tenant: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +60,7 @@ class Service:
         observer: Observer | None = None,
     ):
         self.settings, self.models = settings, models
-        self._defaults = strategies(models.profile)
+        self.prepare = Preparer(settings.limits, models).prepare
         self._traces, self._observer = traces, observer
         self._slots = asyncio.Semaphore(settings.limits.searches)
         self._waiting = 0
@@ -103,53 +69,16 @@ class Service:
     def profile(self) -> Profile:
         return self.models.profile
 
-    def prepare(
-        self,
-        *,
-        messages: Sequence[Message],
-        strategy: Strategy | None = None,
-        reward: Reward | None = None,
-        budget: BudgetSpec | None = None,
-        sampling: Mapping[str, Any] | None = None,
-        max_tokens: int | None = None,
-        seed: int | None = None,
-        n: int = 1,
-        tenant: str | None = None,
-    ) -> Ask:
-        """Check, render and bound a request. Raises `BadRequest` naming the parameter.
-
-        `sampling` holds the fields the caller set; the profile has the others.
-        """
-        limits = self.settings.limits
-        prompt = self._render(messages)
-        reward = reward or (Prm() if self.models.prm else Confidence())
-        reward.check(prompt)
-        scorer = reward.scorer(self.models)
-        max_tokens = self._max_tokens(prompt, self._context(reward), max_tokens)
-        strategy = self._fitted(strategy or BestOfN())
-        check_bounds(strategy, limits)
-        check_n(n, strategy, limits)
-        return Ask(
-            prompt=prompt,
-            strategy=strategy,
-            reward=reward,
-            scorer=scorer,
-            sampling=self._sampling(sampling or {}),
-            budget=self._budget(budget or BudgetSpec(), strategy, max_tokens),
-            max_tokens=max_tokens,
-            seed=seed,
-            n=n,
-            tenant=tenant,
-        )
-
     async def reason(self, ask: Ask, listener: Listener | None = None) -> Outcome:
         """Run one search. Cancelling it aborts everything in the engine.
 
         Raises `Overloaded`, `EngineError`, `ScorerError`, `NoAnswer`.
         """
+        clock = asyncio.get_running_loop().time
+        asked = clock()
         await self._admit(ask)
         try:
-            return await self._search(ask, listener)
+            return await self._search(ask, listener, waited=clock() - asked)
         finally:
             self._slots.release()
 
@@ -172,10 +101,11 @@ class Service:
         if self._observer:
             self._observer.queued(self._waiting)
 
-    async def _search(self, ask: Ask, listener: Listener | None) -> Outcome:
-        models, started, trace_id = self.models, time.monotonic(), uuid4().hex
+    async def _search(self, ask: Ask, listener: Listener | None, *, waited: float) -> Outcome:
+        clock = asyncio.get_running_loop().time
+        models, started, trace_id = self.models, clock(), uuid4().hex
         version = models.policy.version
-        search = self._new_search(ask, listener)
+        search = self._new_search(ask, listener, waited)
         error: BaseException | None = None
         answers: list[Answer] = []
         if self._observer:
@@ -189,7 +119,7 @@ class Service:
             error = failed
             raise
         finally:
-            usage = usage_record(search, time.monotonic() - started)
+            usage = usage_record(search, clock() - started)
             trace = self._trace(trace_id, ask, search, answers, usage, version, error)
             if self._observer:
                 self._observer.finished(ask, usage, error)
@@ -197,16 +127,17 @@ class Service:
                 self._traces.put(trace)
         return Outcome(trace_id, answers[: ask.n], usage, trace, models.policy.name, version)
 
-    def _new_search(self, ask: Ask, listener: Listener | None) -> Search:
+    def _new_search(self, ask: Ask, listener: Listener | None, waited: float) -> Search:
+        """`waited` seconds in the queue count against the caller's."""
         budget = ask.budget
-        assert budget.tokens is not None
+        assert budget.tokens is not None and budget.seconds is not None
         return Search(
             ask.prompt,
             self.models.policy,
             ask.scorer,
             Budget(
                 tokens=budget.tokens,
-                seconds=budget.seconds,
+                seconds=max(0.0, budget.seconds - waited),
                 calls=budget.calls,
                 concurrency=budget.concurrency,
                 reserve=min(ask.max_tokens, budget.tokens // 4),
@@ -219,87 +150,6 @@ class Service:
             sampling=ask.sampling,
             seed=ask.seed,
             listener=listener,
-        )
-
-    def _render(self, messages: Sequence[Message]) -> Prompt:
-        if not messages:
-            raise BadRequest("messages must hold at least one message", param="messages")
-        for i, message in enumerate(messages):
-            if message.role not in ROLES:
-                raise BadRequest(
-                    f"role must be one of {', '.join(ROLES)}", param=f"messages.{i}.role"
-                )
-        if not any(m.role == "user" and m.content.strip() for m in messages):
-            raise BadRequest("messages must hold a user message with text", param="messages")
-        return Prompt(tuple(messages), self.models.policy.tokenizer.render(messages))
-
-    def _fitted(self, strategy: Strategy) -> Strategy:
-        """The strategy with what the caller left open taken from the profile."""
-        fitted = self._defaults.get(strategy.kind)
-        if fitted is None:
-            return strategy
-        given = {name: getattr(strategy, name) for name in strategy.model_fields_set}
-        return fitted.model_copy(update=given)
-
-    def _context(self, reward: Reward) -> int:
-        """Tokens that a path may have: what the policy can write and the PRM can read."""
-        contexts = [self.models.policy.context]
-        if isinstance(reward, Prm) and self.models.prm is not None:
-            contexts.append(self.models.prm.context)
-        return min(contexts)
-
-    def _max_tokens(self, prompt: Prompt, context: int, asked: int | None) -> int:
-        """Tokens of one answer: the caller's, or the profile's as far as the context allows."""
-        limit = self.settings.limits.max_tokens
-        room = context - len(prompt.ids)
-        if room < 1:
-            raise BadRequest(
-                f"the prompt has {len(prompt.ids)} tokens; the context holds {context}",
-                param="messages",
-                code="context_length_exceeded",
-            )
-        if asked is None:
-            return min(self.profile.max_tokens, room, limit)
-        if not 1 <= asked <= limit:
-            raise BadRequest(f"max_tokens must be between 1 and {limit}", param="max_tokens")
-        if asked > room:
-            raise BadRequest(
-                f"the prompt has {len(prompt.ids)} tokens and the context holds {context}: "
-                f"max_tokens must be at most {room}",
-                param="max_tokens",
-                code="context_length_exceeded",
-            )
-        return asked
-
-    def _sampling(self, given: Mapping[str, Any]) -> Sampling:
-        try:
-            return Sampling.model_validate({**self.profile.sampling.model_dump(), **given})
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise BadRequest(first["msg"], param=".".join(map(str, first["loc"]))) from None
-
-    def _budget(self, asked: BudgetSpec, strategy: Strategy, max_tokens: int) -> BudgetSpec:
-        limits = self.settings.limits
-        for name in ("tokens", "seconds", "calls", "concurrency"):
-            value, limit = getattr(asked, name), getattr(limits, name)
-            if value is not None and not (math.isfinite(value) and 0 < value <= limit):
-                raise BadRequest(
-                    f"budget.{name} must be above 0 and at most {limit}", param=f"budget.{name}"
-                )
-        if asked.tokens is None:
-            worst = strategy.worst_case(max_tokens, self.profile.max_step_tokens)
-            if worst > limits.tokens:
-                raise BadRequest(
-                    f"{strategy.kind} with these parameters may take {worst} tokens; at most "
-                    f"{limits.tokens} are allowed: lower max_tokens or the strategy's parameters, "
-                    "or set budget.tokens",
-                    param="strategy",
-                )
-        return BudgetSpec(
-            tokens=asked.tokens or limits.tokens,
-            seconds=asked.seconds or limits.seconds,
-            calls=asked.calls or limits.calls,
-            concurrency=asked.concurrency or limits.concurrency,
         )
 
     def _trace(
@@ -350,31 +200,4 @@ class Service:
             error=f"{type(error).__name__}: {error}" if error else None,
             usage=usage,
             outcome=chosen.node.raw if chosen and verified else None,
-        )
-
-
-def strategies(profile: Profile) -> dict[str, Strategy]:
-    """A profile's own defaults, as strategies by kind. `ValidationError` if they are none."""
-    adapter: TypeAdapter[Strategy] = TypeAdapter(Strategy)
-    return {
-        kind: adapter.validate_python({"kind": kind, **fields})
-        for kind, fields in profile.search.items()
-    }
-
-
-def check_bounds(strategy: Strategy, limits: Limits) -> None:
-    """Refuse parameters beyond the server's limits, by name."""
-    for name, bound in strategy.bounds.items():
-        most = getattr(limits, bound)
-        if getattr(strategy, name) > most:
-            raise BadRequest(
-                f"{strategy.kind}.{name} must be at most {most}", param=f"strategy.{name}"
-            )
-
-
-def check_n(n: int, strategy: Strategy, limits: Limits) -> None:
-    most = min(limits.choices, strategy.most_answers())
-    if not 1 <= n <= most:
-        raise BadRequest(
-            f"n must be between 1 and {most} for {strategy.kind} with these parameters", param="n"
         )

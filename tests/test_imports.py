@@ -24,6 +24,7 @@ LAYERS = [
     "server.reward",
     "server.search",
     "server.traces",
+    "server.ask",
     "server.service",
     "server.metrics",
     "server.api",

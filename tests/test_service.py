@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from server.ask import Ask, BudgetSpec, strategies
 from server.config import HttpSettings, Limits, Settings
 from server.errors import BadRequest, EngineError, NoAnswer, Overloaded, PonderError
 from server.profiles import shipped
 from server.reward import Confidence, Models, Prm, Verifier
 from server.search import MCTS, Beam, BestOfN, Vote
-from server.service import Ask, BudgetSpec, Service, strategies
+from server.service import Service
 from server.traces.schema import Trace
 from server.types import Message
 from tests.fakes import FakeEngine
@@ -178,6 +179,21 @@ def test_time_in_the_queue_is_bounded() -> None:
 
     (first, second), _ = reasoned(ask, searches=1)
     assert first.answers and isinstance(second, Overloaded)
+
+
+def test_time_in_the_queue_counts() -> None:
+    async def ask(it: Service) -> tuple[float, Any]:
+        slow = it.prepare(messages=ASKED, strategy=Vote(n=1), seed=1)
+        late = it.prepare(messages=ASKED, strategy=MCTS(), budget=BudgetSpec(seconds=4.0), seed=1)
+        first, outcome = await asyncio.gather(it.reason(slow), it.reason(late))
+        waited = first.usage.seconds
+        assert 0.5 < waited < 3.0
+        assert outcome.usage.seconds <= 4.0 - waited + 1e-6
+        return asyncio.get_running_loop().time(), outcome
+
+    (ended, outcome), _ = reasoned(ask, FakeEngine(pace=0.02), searches=1)
+    assert ended <= 4.0 + 1e-6
+    assert outcome.answers
 
 
 def test_a_verifier_records_outcomes() -> None:

@@ -16,9 +16,9 @@ from server.api.follow import Told, follow
 from server.api.live_path import LivePath
 from server.api.parts import Parts
 from server.api.sse import Emit, EventStream, frame, unless_gone
+from server.ask import Ask
 from server.config import HttpSettings
 from server.errors import BadRequest
-from server.service import Ask
 
 log = logging.getLogger("ponder.api")
 

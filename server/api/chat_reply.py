@@ -14,8 +14,9 @@ from server.api.chat_schema import ChatRequest
 from server.api.live_path import LivePath, reasoning
 from server.api.logprobs import ChoiceLogprobs, choice_logprobs
 from server.api.usage import Ponder, Usage, ponder, usage
+from server.ask import Ask
 from server.search.answers import Answer
-from server.service import Ask, Outcome
+from server.service import Outcome
 from server.types import Tokenizer
 
 Data = dict[str, Any]

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.api.parts import Parts
+from server.ask import Ask
 from server.search.events import Event
-from server.service import Ask, Outcome
+from server.service import Outcome
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from server.ask import Ask
 from server.config import Settings
 from server.errors import BadRequest
 from server.metrics import Metrics
 from server.search.events import Listener
-from server.service import Ask, Outcome, Service
+from server.service import Outcome, Service
 from server.traces import TraceStore
 from server.types import Message
 

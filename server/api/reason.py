@@ -21,8 +21,8 @@ from server.api.parts import Parts
 from server.api.reason_reply import reason_reply
 from server.api.reason_schema import ReasonReply, ReasonRequest
 from server.api.sse import Emit, EventStream, frame, unless_gone
+from server.ask import Ask
 from server.errors import NotFound
-from server.service import Ask
 
 
 def routes(parts: Parts) -> APIRouter:

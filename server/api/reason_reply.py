@@ -15,8 +15,9 @@ from server.api.reason_schema import (
     UsageReply,
 )
 from server.api.usage import ponder
+from server.ask import Ask
 from server.search.answers import Answer
-from server.service import Ask, Outcome
+from server.service import Outcome
 from server.traces.schema import NodeRecord
 from server.types import Node
 

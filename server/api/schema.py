@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
-from server.service import BudgetSpec
+from server.ask import BudgetSpec
 from server.types import Message
 
 Text = Annotated[str, StringConstraints(min_length=1)]

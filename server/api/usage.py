@@ -7,8 +7,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from server.ask import Ask
 from server.search.answers import Answer
-from server.service import Ask, Outcome
+from server.service import Outcome
 from server.types import Node
 
 

@@ -1,0 +1,200 @@
+"""A request, checked and bounded before any token is spent on it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from server.config import Limits
+from server.errors import BadRequest
+from server.profiles import Profile
+from server.reward import Confidence, Models, Prm, Reward
+from server.search import BestOfN, Strategy
+from server.types import Message, Prompt, Sampling, Scorer
+
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetSpec:
+    """The caller's limits. None: the server's own."""
+
+    tokens: int | None = None  # policy tokens
+    seconds: float | None = None
+    calls: int | None = None  # scorer calls
+    concurrency: int | None = None  # engine requests at once
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A request as the search layer sees it: checked, rendered, bounded."""
+
+    prompt: Prompt
+    strategy: Strategy
+    reward: Reward
+    scorer: Scorer
+    sampling: Sampling
+    budget: BudgetSpec  # every field set
+    max_tokens: int  # of one answer
+    seed: int | None = None
+    n: int = 1  # best candidates wanted
+    tenant: str | None = None
+
+
+class Preparer:
+    """Makes an `Ask` of what a caller sent, within a server's limits and its models' means."""
+
+    def __init__(self, limits: Limits, models: Models):
+        self.limits, self.models, self.profile = limits, models, models.profile
+        self._defaults = strategies(models.profile)
+
+    def prepare(
+        self,
+        *,
+        messages: Sequence[Message],
+        strategy: Strategy | None = None,
+        reward: Reward | None = None,
+        budget: BudgetSpec | None = None,
+        sampling: Mapping[str, Any] | None = None,
+        max_tokens: int | None = None,
+        seed: int | None = None,
+        n: int = 1,
+        tenant: str | None = None,
+    ) -> Ask:
+        """Check, render and bound a request. Raises `BadRequest` naming the parameter.
+
+        `sampling` holds the fields the caller set; the profile has the others.
+        """
+        limits = self.limits
+        prompt = self._render(messages)
+        reward = reward or (Prm() if self.models.prm else Confidence())
+        reward.check(prompt)
+        scorer = reward.scorer(self.models)
+        max_tokens = self._max_tokens(prompt, self._context(reward), max_tokens)
+        strategy = self._fitted(strategy or BestOfN())
+        check_bounds(strategy, limits)
+        check_n(n, strategy, limits)
+        return Ask(
+            prompt=prompt,
+            strategy=strategy,
+            reward=reward,
+            scorer=scorer,
+            sampling=self._sampling(sampling or {}),
+            budget=self._budget(budget or BudgetSpec(), strategy, max_tokens),
+            max_tokens=max_tokens,
+            seed=seed,
+            n=n,
+            tenant=tenant,
+        )
+
+    def _render(self, messages: Sequence[Message]) -> Prompt:
+        if not messages:
+            raise BadRequest("messages must hold at least one message", param="messages")
+        for i, message in enumerate(messages):
+            if message.role not in ROLES:
+                raise BadRequest(
+                    f"role must be one of {', '.join(ROLES)}", param=f"messages.{i}.role"
+                )
+        if not any(m.role == "user" and m.content.strip() for m in messages):
+            raise BadRequest("messages must hold a user message with text", param="messages")
+        return Prompt(tuple(messages), self.models.policy.tokenizer.render(messages))
+
+    def _fitted(self, strategy: Strategy) -> Strategy:
+        """The strategy with what the caller left open taken from the profile."""
+        fitted = self._defaults.get(strategy.kind)
+        if fitted is None:
+            return strategy
+        given = {name: getattr(strategy, name) for name in strategy.model_fields_set}
+        return fitted.model_copy(update=given)
+
+    def _context(self, reward: Reward) -> int:
+        """Tokens that a path may have: what the policy can write and the PRM can read."""
+        contexts = [self.models.policy.context]
+        if isinstance(reward, Prm) and self.models.prm is not None:
+            contexts.append(self.models.prm.context)
+        return min(contexts)
+
+    def _max_tokens(self, prompt: Prompt, context: int, asked: int | None) -> int:
+        """Tokens of one answer: the caller's, or the profile's as far as the context allows."""
+        limit = self.limits.max_tokens
+        room = context - len(prompt.ids)
+        if room < 1:
+            raise BadRequest(
+                f"the prompt has {len(prompt.ids)} tokens; the context holds {context}",
+                param="messages",
+                code="context_length_exceeded",
+            )
+        if asked is None:
+            return min(self.profile.max_tokens, room, limit)
+        if not 1 <= asked <= limit:
+            raise BadRequest(f"max_tokens must be between 1 and {limit}", param="max_tokens")
+        if asked > room:
+            raise BadRequest(
+                f"the prompt has {len(prompt.ids)} tokens and the context holds {context}: "
+                f"max_tokens must be at most {room}",
+                param="max_tokens",
+                code="context_length_exceeded",
+            )
+        return asked
+
+    def _sampling(self, given: Mapping[str, Any]) -> Sampling:
+        try:
+            return Sampling.model_validate({**self.profile.sampling.model_dump(), **given})
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise BadRequest(first["msg"], param=".".join(map(str, first["loc"]))) from None
+
+    def _budget(self, asked: BudgetSpec, strategy: Strategy, max_tokens: int) -> BudgetSpec:
+        limits = self.limits
+        for name in ("tokens", "seconds", "calls", "concurrency"):
+            value, limit = getattr(asked, name), getattr(limits, name)
+            if value is not None and not (math.isfinite(value) and 0 < value <= limit):
+                raise BadRequest(
+                    f"budget.{name} must be above 0 and at most {limit}", param=f"budget.{name}"
+                )
+        if asked.tokens is None:
+            worst = strategy.worst_case(max_tokens, self.profile.max_step_tokens)
+            if worst > limits.tokens:
+                raise BadRequest(
+                    f"{strategy.kind} with these parameters may take {worst} tokens; at most "
+                    f"{limits.tokens} are allowed: lower max_tokens or the strategy's parameters, "
+                    "or set budget.tokens",
+                    param="strategy",
+                )
+        return BudgetSpec(
+            tokens=asked.tokens or limits.tokens,
+            seconds=asked.seconds or limits.seconds,
+            calls=asked.calls or limits.calls,
+            concurrency=asked.concurrency or limits.concurrency,
+        )
+
+
+def strategies(profile: Profile) -> dict[str, Strategy]:
+    """A profile's own defaults, as strategies by kind. `ValidationError` if they are none."""
+    adapter: TypeAdapter[Strategy] = TypeAdapter(Strategy)
+    return {
+        kind: adapter.validate_python({"kind": kind, **fields})
+        for kind, fields in profile.search.items()
+    }
+
+
+def check_bounds(strategy: Strategy, limits: Limits) -> None:
+    """Refuse parameters beyond the server's limits, by name."""
+    for name, bound in strategy.bounds.items():
+        most = getattr(limits, bound)
+        if getattr(strategy, name) > most:
+            raise BadRequest(
+                f"{strategy.kind}.{name} must be at most {most}", param=f"strategy.{name}"
+            )
+
+
+def check_n(n: int, strategy: Strategy, limits: Limits) -> None:
+    most = min(limits.choices, strategy.most_answers())
+    if not 1 <= n <= most:
+        raise BadRequest(
+            f"n must be between 1 and {most} for {strategy.kind} with these parameters", param="n"
+        )
