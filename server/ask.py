@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from server.config import Limits
 from server.errors import BadRequest
 from server.profiles import Profile
-from server.reward import Confidence, Models, Prm, Reward
+from server.reward import Confidence, Label, Models, Prm, Reward
 from server.search import BestOfN, Strategy
 from server.types import Message, Prompt, Sampling, Scorer
 
@@ -113,10 +113,12 @@ class Preparer:
 
     def _context(self, reward: Reward) -> int:
         """Tokens that a path may have: what the policy can write and the PRM can read."""
-        contexts = [self.models.policy.context]
+        context = self.models.policy.context
+        if isinstance(reward, Label):
+            return context - 1  # the label comes after the last token
         if isinstance(reward, Prm) and self.models.prm is not None:
-            contexts.append(self.models.prm.context)
-        return min(contexts)
+            return min(context, self.models.prm.context)
+        return context
 
     def _max_tokens(self, prompt: Prompt, context: int, asked: int | None) -> int:
         """Tokens of one answer: the caller's, or the profile's as far as the context allows."""
@@ -184,9 +186,9 @@ def strategies(profile: Profile) -> dict[str, Strategy]:
 
 def check_bounds(strategy: Strategy, limits: Limits) -> None:
     """Refuse parameters beyond the server's limits, by name."""
-    for name, bound in strategy.bounds.items():
-        most = getattr(limits, bound)
-        if getattr(strategy, name) > most:
+    for name, bound in {**strategy.bounds, "depth": "depth"}.items():
+        most, asked = getattr(limits, bound), getattr(strategy, name)
+        if asked is not None and asked > most:
             raise BadRequest(
                 f"{strategy.kind}.{name} must be at most {most}", param=f"strategy.{name}"
             )

@@ -99,7 +99,7 @@ class Limits(Frozen):
     calls: int = Field(16_384, ge=1, description="scorer calls of one search, at most")
     width: int = Field(256, ge=1, description="n, beam width, branch, simulations in parallel")
     simulations: int = Field(1024, ge=1)
-    depth: int = Field(64, ge=1, description="steps of a path")
+    depth: int = Field(512, ge=1, description="steps of an answer; longer ones are truncated")
     max_tokens: int = Field(8192, ge=1, description="of one answer")
     choices: int = Field(16, ge=1, description="`n` of a chat completion, best candidates")
     concurrency: int = Field(64, ge=1, description="engine requests of one search at once")

@@ -9,6 +9,7 @@ PonderError                 500
 |- EngineError              502   the policy failed
 |  `- EngineDead            503   and will not come back by itself
 |- ScorerError              502   a reward failed
+|  `- ScorerDead            503   and will not come back by itself
 |- NoAnswer                 504   the budget ended before one whole step
 `- TraceError               500   a trace could not be written or read
 """
@@ -75,6 +76,12 @@ class ScorerError(PonderError):
     status = 502
     type = "scorer_error"
     code = "scorer_failed"
+
+
+class ScorerDead(ScorerError):
+    status = 503
+    code = "scorer_dead"
+    retry = True
 
 
 class NoAnswer(PonderError):

@@ -146,6 +146,7 @@ class Service:
                 cut=self.profile.cut(),
                 max_tokens=ask.max_tokens,
                 lookahead=self.settings.speculation,
+                depth=ask.strategy.depth or self.settings.limits.depth,
             ),
             sampling=ask.sampling,
             seed=ask.seed,

@@ -191,6 +191,10 @@ class Tokenizer(Protocol):
         """Text without control tokens."""
         ...
 
+    def piece(self, token: int) -> bytes:
+        """A token's own bytes, which may be part of a character; b"" for a control token."""
+        ...
+
 
 class Stream(Protocol):
     """One engine request: an iterator of steps that must be closed; closing it aborts it."""
@@ -216,6 +220,11 @@ class Stream(Protocol):
 
     async def aclose(self) -> None:
         """Abort in the engine; `generated` is final afterwards."""
+        ...
+
+    def rest(self, stop: Stop) -> Step | None:
+        """What was written after the last whole step, as one that ends with `stop`; None if
+        nothing was. To be asked once, of a closed stream that ended by no step of its own."""
         ...
 
 

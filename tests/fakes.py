@@ -33,6 +33,9 @@ class CodePoints:
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(chr(i) for i in ids if i > 1)
 
+    def piece(self, token: int) -> bytes:
+        return self.decode([token]).encode()
+
 
 def write(seed: int, sampling: Sampling, p_end: float, length: float) -> list[int]:
     """An answer's tokens: steps of digits, `length` of them on average, then `Answer: d`."""
@@ -95,6 +98,13 @@ class FakeStream:
             version=self.engine.version,
             count=size,
         )
+
+    def rest(self, stop: Stop) -> Step | None:
+        ids = tuple(self.ids[self.taken : self.generated])
+        if not ids:
+            return None
+        text, logprobs = self.engine.tokenizer.decode(ids), (-0.1,) * len(ids)
+        return Step(text, ids, logprobs, stop, self.engine.version, len(ids))
 
     async def aclose(self) -> None:
         if self.final is None:

@@ -50,6 +50,7 @@ def searched(
 ) -> Ran:
     engine, scorer = engine or FakeEngine(), scorer or FakeScorer()
     events: list[Event] = []
+    depth = getattr(strategy, "depth", None) or 1 << 30
 
     async def go() -> Ran:
         search = Search(
@@ -57,7 +58,7 @@ def searched(
             engine,
             scorer,
             Budget(**{"tokens": 10**9, **(budget or {})}),
-            shape=Shape(Cut("\n", max_step_tokens), max_tokens, chunk, lookahead),
+            shape=Shape(Cut("\n", max_step_tokens), max_tokens, chunk, lookahead, depth),
             seed=seed,
             listener=events.append,
         )

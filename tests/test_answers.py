@@ -64,7 +64,8 @@ def test_ended_paths_come_before_cut_ones_and_cut_before_open() -> None:
     assert (answer.final, answer.finish_reason) == ("1", "length")
     ended = chain(root, ["Answer: 2"], 0.1)
     answers = rank([root, opened, *cut.path(), ended], "best", REFERENCE)
-    assert [(a.final, a.finish_reason) for a in answers] == [("2", "stop")]
+    found = [(a.final, a.finish_reason) for a in answers]
+    assert found == [("2", "stop"), ("1", "length"), (None, "length")]
 
 
 def test_an_answer_the_profile_recognises_beats_a_better_scored_one_without() -> None:

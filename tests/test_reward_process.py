@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.errors import BadRequest, ScorerError
+from server.errors import BadRequest, EngineDead, ScorerDead, ScorerError
 from server.profiles import PrmProfile
 from server.reward import Models, Prm
 from server.reward.client import Rows
@@ -215,8 +215,23 @@ def test_whatever_fails_is_a_scorer_error() -> None:
 
 
 def test_a_path_too_long_for_the_prm() -> None:
-    with pytest.raises(ScorerError, match="at most 5"):
-        run(scored(scorer_of(FakePrm(context=5)), grow(None, "aaaa\n")))
+    """It has no verdict of its own, and is worth what it was worth before."""
+    first = grow(None, "a\n")
+    short = run(scored(scorer_of(FakePrm(context=8)), first))
+    first.raw = short.steps[0]
+    long = run(scored(scorer_of(FakePrm(context=8)), grow(first, "aaaaaaaaaaaa\n")))
+    assert short.steps[0] is not None
+    assert long.steps == (None,)
+    assert long.value == short.value
+
+
+def test_a_dead_prm_is_not_a_dead_policy() -> None:
+    class Dead(FakePrm):
+        async def rows(self, ids: object, *, reuse: bool = True) -> Rows:
+            raise EngineDead("gone")
+
+    with pytest.raises(ScorerDead, match="gone"):
+        run(scored(scorer_of(Dead()), grow(None, "a\n")))
 
 
 def test_a_cancelled_search_leaves_nothing_running_and_others_alone() -> None:

@@ -222,3 +222,53 @@ def test_every_node_is_announced_before_its_score_or_end(strategy: Any) -> None:
         assert event.node in announced
         assert isinstance(event, StepEvent | ScoreEvent | PruneEvent)
     assert announced == set(ran.search.nodes[1:])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_good_enough_answer_ends_mcts(seed: int) -> None:
+    ran = searched(MCTS(simulations=64, stop_at=0.3, parallel=1), seed=seed)
+    good = [e for e in ran.events if isinstance(e, ScoreEvent) and e.node.finished]
+    first = next(i for i, e in enumerate(good) if e.node.value >= 0.3)
+    assert len(good) - first <= MCTS().branch  # its own siblings may still land
+    assert_settled(ran)
+
+
+@pytest.mark.parametrize("kind", [BestOfN, Vote, Beam, MCTS])
+def test_answers_have_at_most_so_many_steps(kind: Any) -> None:
+    ran = searched(kind(depth=2), engine=FakeEngine(p_end=0.1))
+    assert max(n.depth for n in ran.search.nodes) == 2
+    for node in ran.search.nodes:
+        if node.depth == 2:
+            assert node.finished
+
+
+def test_calls_are_those_that_were_made() -> None:
+    for strategy in ALL:
+        ran = searched(strategy, budget={"tokens": 400})
+        assert ran.search.budget.called == ran.scorer.calls
+
+
+@pytest.mark.parametrize("n", [1, 4])
+def test_a_first_step_that_outlasts_the_time_is_the_answer(n: int) -> None:
+    engine = FakeEngine(p_end=0.0001, length=300, pace=0.1)
+    ran = searched(
+        Vote(n=n),
+        engine=engine,
+        budget={"seconds": 6.0},
+        max_step_tokens=400,
+        chunk=400,
+    )
+    assert_settled(ran)
+    assert ran.seconds <= 6.0 + 1e-6
+    longest = max(node.tokens() for node in ran.search.nodes)
+    assert longest >= 40  # of the 60 there was time for
+
+
+@pytest.mark.parametrize("quorum", [0.0, 0.25, 0.5, 1.0])
+@pytest.mark.parametrize("seed", range(8))
+def test_what_beam_gives_up_stays_given_up(quorum: float, seed: int) -> None:
+    engine = FakeEngine(p_end=0.15)
+    ran = searched(Beam(width=3, branch=3, quorum=quorum), seed=seed, engine=engine)
+    pruned = [n for n in ran.search.nodes if n.pruned]
+    assert pruned
+    assert not any(n.children for n in pruned)

@@ -18,6 +18,7 @@ from server.errors import (
     NoAnswer,
     Overloaded,
     PonderError,
+    ScorerDead,
     ScorerError,
     unwrap,
 )
@@ -30,6 +31,7 @@ RETRY_AFTER = {429: "1", 503: "5"}  # seconds
 HIDDEN: tuple[tuple[type[PonderError], str], ...] = (
     (EngineDead, "the policy's engine is down"),
     (EngineError, "the policy's engine failed"),
+    (ScorerDead, "the reward model's engine is down"),
     (ScorerError, "the reward model failed"),
     (PonderError, "the server failed; its log has the request's id"),
 )

@@ -29,6 +29,6 @@ def choice_logprobs(answer: Answer, tokenizer: Tokenizer) -> ChoiceLogprobs:
         # An engine that gives no log-probabilities is refused before the search.
         for token_id, value in zip(node.step.token_ids, node.step.logprobs, strict=True):
             if text := tokenizer.decode([token_id]):
-                entry = TokenLogprob(token=text, logprob=value, bytes=list(text.encode()))
-                entries.append(entry)
+                piece = tokenizer.piece(token_id)  # half a character has bytes, but no text
+                entries.append(TokenLogprob(token=text, logprob=value, bytes=list(piece)))
     return ChoiceLogprobs(content=entries)

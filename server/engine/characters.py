@@ -28,6 +28,9 @@ class TextTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(map(chr, ids))
 
+    def piece(self, token: int) -> bytes:
+        return piece(token)
+
     def split(self, ids: Sequence[int]) -> tuple[list[dict[str, str]], str]:
         """The messages, and the assistant's text so far."""
         mark = list(ids).index(MARK)

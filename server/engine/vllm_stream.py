@@ -120,6 +120,7 @@ class VllmStream:
         self._ids: list[int] = []  # made by it
         self._steps: deque[Step] = deque()
         self._opened = False
+        self._cached = False  # the running request's cached tokens have been counted
         self._ended = False  # no more tokens will be taken
         self._error: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -151,10 +152,15 @@ class VllmStream:
         if self._abortion is not None:
             await self._abortion
 
+    def rest(self, stop: Stop) -> Step | None:
+        return self._segmenter.finish(stop)
+
     async def _open(self) -> None:
         if self._opened:  # the engine stopped at a delimiter that ends no step
             self._request = self._request.after(self._ids)
             self._ids = []
+            self.prompt_tokens += len(self._request.prompt_ids)
+            self._cached = False
         self._opened = True
         halting = [] if self._halting is None else await self._halting()
         request = self._request
@@ -206,8 +212,9 @@ class VllmStream:
         made = output.outputs[0]
         self.generated += len(made.token_ids)
         if not self._ended and made.token_ids:
-            if not self.cached_tokens:
-                self.cached_tokens = output.num_cached_tokens
+            if not self._cached:  # once a request
+                self._cached = True
+                self.cached_tokens += output.num_cached_tokens
             self._cut(made.token_ids, _logprobs(output))
         if output.finished:
             self._finish(made.finish_reason)

@@ -11,7 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from server.errors import BadRequest, ScorerError, boundary
+from server.errors import (
+    BadRequest,
+    EngineDead,
+    EngineError,
+    ScorerDead,
+    ScorerError,
+    boundary,
+)
 from server.profiles import Aggregate
 from server.reward.cache import first_key, next_key
 from server.reward.client import PrmClient, Rows
@@ -66,9 +73,15 @@ class PrmScorer:
         """One pass of the PRM for all that has no verdict yet; none if all of it is known."""
         reading = self._read(prompt, path)
         first = len(path) - unscored(path)
-        wanted = {i: at for i, at in reading.marks.items() if i >= first}
-        with boundary(ScorerError, self.name):
-            found, computed = await self._verdicts(reading, list(wanted.values()))
+        # What is too long for the PRM to read (it may have more tokens in the PRM's words than in
+        # the policy's) gets no verdict: the path is worth what it was worth before.
+        wanted = {i: at for i, at in reading.marks.items() if i >= first and at < self._prm.context}
+        try:
+            with boundary(ScorerError, self.name):
+                found, computed = await self._verdicts(reading, list(wanted.values()))
+        except EngineError as error:  # of the PRM, not of the policy
+            kind = ScorerDead if isinstance(error, EngineDead) else ScorerError
+            raise kind(error.message) from error
         verdicts = tuple(found[wanted[i]] if i in wanted else None for i in range(first, len(path)))
         value = aggregate(self._rule, path, verdicts)
         return Score(value, verdicts, computed, max(0, len(reading.ids) - computed))
@@ -119,11 +132,6 @@ class PrmScorer:
         branch computed those, so they are in our cache by then; if evicted, a second pass that
         reads no cache has them all.
         """
-        if len(reading.ids) > self._prm.context:
-            lengths = f"{len(reading.ids)} tokens, but it reads at most {self._prm.context}"
-            raise ScorerError(
-                f"{self.name}: the path has {lengths}", code="context_length_exceeded"
-            )
         computed = 0
         found = self._known(reading, wanted)
         for reuse in (True, False):

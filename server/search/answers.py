@@ -33,11 +33,11 @@ class Answer:
 def rank(nodes: Iterable[Node], choice: Choice, profile: AnswerProfile) -> list[Answer]:
     """A tree's answers, the chosen one first: one of each kind, then the other paths by score.
 
-    Only paths that the policy ended count; if there are none, truncated ones; if none, the best
-    open one. Those with an answer that the profile recognises come before those without. Empty
-    for an empty tree.
+    Only paths that the policy ended have a say in the choice; if there are none, truncated ones;
+    if none, the best open one. Those with an answer that the profile recognises come before those
+    without. What has no say comes last. Empty for an empty tree.
     """
-    paths = _candidates(list(nodes))
+    paths, others = _candidates(list(nodes))
     groups: dict[str, list[Path]] = {}
     for node in paths:
         parsed = _parse(node, profile)
@@ -48,15 +48,21 @@ def rank(nodes: Iterable[Node], choice: Choice, profile: AnswerProfile) -> list[
     rest = [(path, g) for g in ordered for path in g if path not in best]
     rest.sort(key=lambda item: _by_score(item[0]), reverse=True)
     firsts = [_answer(path, group) for path, group in zip(best, ordered, strict=True)]
-    return firsts + [_answer(path, group) for path, group in rest]
+    repeats = [_answer(path, group) for path, group in rest]
+    alone = [(node, _parse(node, profile)) for node in others]
+    return firsts + repeats + [_answer(path, [path]) for path in alone]
 
 
-def _candidates(nodes: list[Node]) -> list[Node]:
+def _candidates(nodes: list[Node]) -> tuple[list[Node], list[Node]]:
+    """The paths that the choice is made of, and the others, best first."""
     steps = [n for n in nodes if n.step is not None]
     ended = [n for n in steps if n.step and n.step.stop is Stop.END]
     cut = [n for n in steps if n.step and n.step.stop is Stop.LENGTH]
-    leaves = sorted((n for n in steps if not n.children), key=_open_order, reverse=True)
-    return ended or cut or leaves[:1]
+    leaves = (n for n in steps if not n.children and not n.finished)
+    left = sorted(leaves, key=_open_order, reverse=True)
+    chosen = ended or cut or left[:1]
+    by_rank = sorted(cut, key=lambda n: n.rank, reverse=True)
+    return chosen, [n for n in by_rank + left if n not in chosen]
 
 
 def _open_order(node: Node) -> tuple[bool, float, int]:

@@ -29,23 +29,26 @@ class Rung:
     landed: list[Node] = field(default_factory=list)
     taken: set[Node] = field(default_factory=set)  # hold a slot; finished nodes do too
 
-    def promote(self, branch: int, quorum: float) -> list[Node]:
-        """The nodes that may go on now: the best of those landed, one slot per `branch`."""
+    @property
+    def landed_all(self) -> bool:
+        """All that were asked for so far; those above may still ask for more."""
+        return len(self.landed) == self.expected
+
+    def promote(self, branch: int, quorum: float, *, complete: bool) -> list[Node]:
+        """The nodes that may go on now: the best of those landed, one slot per `branch`.
+
+        `complete`: none will land any more, so that the rest of a slot is one too.
+        """
         if len(self.landed) < quorum * self.expected:
             return []
-        slots = -(-len(self.landed) // branch) if self.complete else len(self.landed) // branch
+        slots = -(-len(self.landed) // branch) if complete else len(self.landed) // branch
         waiting = (n for n in self.landed if n not in self.taken)
         chosen = nlargest(slots - len(self.taken), waiting, key=lambda n: n.rank)
         self.taken.update(chosen)
         return [n for n in chosen if not n.finished]
 
-    @property
-    def complete(self) -> bool:
-        return len(self.landed) == self.expected
-
     def losers(self) -> list[Node]:
-        """Those that can no longer go on."""
-        return [n for n in self.landed if n not in self.taken] if self.complete else []
+        return [n for n in self.landed if n not in self.taken]
 
 
 class Beam(BaseStrategy):
@@ -67,12 +70,21 @@ class Beam(BaseStrategy):
 
         async def collect(children: Arrivals) -> None:
             async for child in children:
-                rung = rungs[child.depth]
-                rung.landed.append(child)
-                for winner in rung.promote(self.branch, self.quorum):
+                rungs[child.depth].landed.append(child)
+                await settle(child.depth)
+
+        async def settle(depth: int) -> None:
+            """Promote at this depth; if it is complete, that may complete the ones below."""
+            while depth in rungs:
+                rung = rungs[depth]
+                complete = all(r.landed_all for d, r in rungs.items() if d <= depth)
+                for winner in rung.promote(self.branch, self.quorum, complete=complete):
                     open_up(winner, self.branch)
+                if not complete:
+                    return
                 for loser in rung.losers():
                     await search.prune(loser)
+                depth += 1
 
         open_up(search.root, self.width * self.branch)
 

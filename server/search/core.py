@@ -70,6 +70,9 @@ class Search:
         self._emit: Listener = listener or (lambda event: None)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._group: asyncio.TaskGroup | None = None
+        # What becomes of a first step that time cuts short while there is nothing better: the
+        # answer, or at the soft deadline what the rest of the time goes on with.
+        self._cut = Stop.LENGTH
 
     async def grow(
         self, parent: Node, *, until: Stop = Stop.STEP, score: bool = True, merge: bool = False
@@ -82,18 +85,33 @@ class Search:
         """
         if score:
             self.budget.call()
-        ordinal = _next_ordinal(parent)
-        place = (*parent.place, ordinal)
-        async with self.writer.path(parent, place, whole=until is Stop.END) as path:
+        try:
+            node = await self._write(parent, until, merge)
+            if not score or node.score is not None:
+                return node
+            score = False  # from here on the call is made
+            await self._score(node)
+            return node
+        finally:
+            if score:
+                self.budget.called -= 1
+
+    async def _write(self, node: Node, until: Stop, merge: bool) -> Node:
+        ordinal = _next_ordinal(node)
+        place = (*node.place, ordinal)
+        async with self.writer.path(node, place, whole=until is Stop.END) as path:
             while True:
-                path.node = self._attach(path.node, await path.next(), ordinal, merge)
+                try:
+                    step = await path.next()
+                except asyncio.CancelledError:
+                    if len(self.nodes) == 1 and (rest := await path.cut_short(self._cut)):
+                        self._attach(self.root, rest, ordinal, merge)
+                    raise
+                path.node = self._attach(path.node, step, ordinal, merge)
                 if until is Stop.STEP or path.node.finished:
-                    break
+                    return path.node
                 ordinal = _next_ordinal(path.node)
                 path.place = (*path.node.place, ordinal)
-        if score and path.node.score is None:
-            await self._score(path.node)
-        return path.node
 
     def expand(self, parent: Node, n: int, **how: Any) -> Arrivals:
         """`n` grows of `parent` at once: `async for child in search.expand(node, 4)`."""
@@ -167,12 +185,17 @@ class Search:
             self.spawn(strategy.run(self))
 
     def _wrap_up(self) -> None:
-        """At the soft deadline: without an answer yet, the rest of the time is for one."""
-        if not self.answered:
+        """At the soft deadline: without an answer yet, the rest of the time is for one.
+
+        A path that is written alone just goes on.
+        """
+        if not self.answered and self.writer.writing != 1:
+            self._cut = Stop.STEP
             self.stop()
 
     async def _finish(self) -> None:
         """Write the best open path to its end with the tokens held back for that."""
+        self._cut = Stop.LENGTH
         self.writer.last_resort = True
         self.budget.reserve = 0
         leaves = (n for n in self.nodes if not n.finished and not n.children)

@@ -58,7 +58,8 @@ class MCTS(BaseStrategy):
             for _ in tickets:
                 while busy := expanding.get((path := self.select(search.root, pending))[-1]):
                     await busy.wait()
-                await self._simulate(search, path, pending, expanding)
+                if await self._simulate(search, path, pending, expanding):
+                    return search.stop()
 
         for _ in range(self.parallel):
             search.spawn(worker())
@@ -69,10 +70,12 @@ class MCTS(BaseStrategy):
         path: list[Node],
         pending: Pending,
         expanding: dict[Node, asyncio.Event],
-    ) -> None:
+    ) -> bool:
+        """One simulation; whether it found an answer that ends the search."""
         leaf = path[-1]
         if leaf.finished:
-            return backup(path, leaf.value)
+            backup(path, leaf.value)
+            return False
         pending.update(path)
         done = expanding[leaf] = asyncio.Event()
         try:
@@ -85,8 +88,7 @@ class MCTS(BaseStrategy):
         set_priors(leaf, self.prior)
         for child in sorted(children, key=lambda n: n.place):
             backup([*path, child], child.value)
-        if any(c.finished and c.value >= self.stop_at for c in children):
-            search.stop()
+        return any(c.finished and c.value >= self.stop_at for c in children)
 
     def select(self, root: Node, pending: Pending) -> list[Node]:
         """From the root down by PUCT to a node that is finished or wants more children."""

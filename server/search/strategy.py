@@ -5,12 +5,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from server.search.answers import Choice
 from server.search.core import Search
 
-Bound = Literal["width", "simulations"]  # of server.config.Limits
+Bound = Literal["width", "simulations", "depth"]  # of server.config.Limits
 
 
 class BaseStrategy(BaseModel):
@@ -19,6 +19,9 @@ class BaseStrategy(BaseModel):
     bounds: ClassVar[dict[str, Bound]] = {}  # field -> the server's limit that caps it
     kind: str
     choose: Choice
+    depth: int | None = Field(
+        None, ge=1, description="steps of an answer, at most; open: the server's limit"
+    )
 
     @abstractmethod
     async def run(self, search: Search) -> None:

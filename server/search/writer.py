@@ -23,6 +23,7 @@ class Shape:
     max_tokens: int  # of one answer
     chunk: int = 256  # held at a time for an answer written in one go
     lookahead: int = 0  # that an open branch may run ahead of its scorer; 0: not at all
+    depth: int = 1 << 30  # steps of one answer
 
 
 @dataclass(slots=True)
@@ -73,6 +74,7 @@ class Writer:
         self.ledger = Ledger()
         self.last_resort = False  # finishing: a step cut short by the budget is better than none
         self.slots = asyncio.Semaphore(budget.concurrency or 1 << 30)
+        self.writing = 0  # paths being written now
         self._parked: dict[Node, Branch] = {}
 
     def path(self, node: Node, place: tuple[int, ...], *, whole: bool) -> Path:
@@ -92,9 +94,12 @@ class Writer:
             await branch.close()
 
     async def close(self) -> None:
-        """Abort all that runs ahead."""
-        while self._parked:
-            await self.drop(next(iter(self._parked)))
+        """Abort all that runs ahead. Raises the first failure, when all has been tried."""
+        branches = [self._parked.popitem()[1] for _ in range(len(self._parked))]
+        results = await asyncio.gather(*(b.close() for b in branches), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
 
     def park(self, node: Node, branch: Branch) -> bool:
         """Let `branch` run ahead of the unfinished `node` it wrote, if that is wanted now."""
@@ -152,15 +157,18 @@ class Path:
     def __init__(self, writer: Writer, node: Node, place: tuple[int, ...], whole: bool):
         self.writer, self.node, self.place, self.whole = writer, node, place, whole
         self.branch: Branch | None = None
+        self.partial: Step | None = None  # a step begun by an engine request that has ended
 
     async def __aenter__(self) -> Path:
         await self.writer.slots.acquire()
+        self.writer.writing += 1
         # Not before there is a slot: a branch that waits for one would keep its tokens held.
         self.branch = self.writer.resume(self.node)
         return self
 
     async def __aexit__(self, *error: object) -> None:
         """Let the branch run ahead of the last node written, or close it."""
+        self.writer.writing -= 1
         self.writer.slots.release()
         if error[0] is None and self.branch and self.writer.park(self.node, self.branch):
             return
@@ -172,25 +180,36 @@ class Path:
         An engine request ends at its hold; a step cut by that is continued by the next request,
         on the cached prefix.
         """
-        partial: Step | None = None
+        self.partial = None
         while True:
             try:
                 if self.branch is None:
-                    self.branch = await self.writer.open(self.node, self.place, partial, self.whole)
+                    self.branch = await self.writer.open(
+                        self.node, self.place, self.partial, self.whole
+                    )
             except BudgetSpent:
-                if partial is not None and self.writer.last_resort:
-                    return partial
+                if self.partial is not None and self.writer.last_resort:
+                    return self.partial
                 raise
             piece = await self.branch.step()
             if piece is not None:
-                step = partial + piece if partial else piece
+                step = self.partial + piece if self.partial else piece
                 full = self.writer.room(self.node, step) <= 0
-                if step.stop is Stop.STEP and full:
+                deep = self.node.depth + 1 >= self.writer.shape.depth
+                if step.stop is Stop.STEP and (full or deep):
                     return replace(step, stop=Stop.LENGTH)
                 if step.stop is not Stop.LENGTH or full:
                     return step
-                partial = step
+                self.partial = step
             await self._close()
+
+    async def cut_short(self, stop: Stop) -> Step | None:
+        """Close the branch; what it had written of the next step, if anything."""
+        branch, begun = self.branch, self.partial
+        await self._close()
+        rest = branch.stream.rest(stop) if branch else None
+        step = begun + rest if begun and rest else begun or rest
+        return replace(step, stop=stop) if step else None
 
     async def _close(self) -> None:
         branch, self.branch = self.branch, None
