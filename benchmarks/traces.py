@@ -132,7 +132,7 @@ async def writing(folder: Path, traces: list[Trace], count: int, fsync: str) -> 
             start = time.perf_counter()
             store.put(trace)
             puts.append(time.perf_counter() - start)
-            while store.stats().pending > 64:  # noqa: ASYNC110
+            while store.stats().pending > 64:  # noqa: ASYNC110  (a count has no event)
                 await asyncio.sleep(0.001)
         await store.flush()
         seconds, cpu = time.perf_counter() - began, time.process_time() - cpu

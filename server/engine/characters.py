@@ -29,15 +29,11 @@ class TextTokenizer:
         return "".join(map(chr, ids))
 
     def piece(self, token: int) -> bytes:
-        return piece(token)
+        """A code point in UTF-8; a lone surrogate, which has none, is replaced."""
+        return chr(token).encode("utf-8", "replace")
 
     def split(self, ids: Sequence[int]) -> tuple[list[dict[str, str]], str]:
         """The messages, and the assistant's text so far."""
         mark = list(ids).index(MARK)
         messages: list[dict[str, str]] = json.loads(self.decode(ids[:mark]))
         return messages, self.decode(ids[mark + 1 :])
-
-
-def piece(character: int) -> bytes:
-    """A code point in UTF-8; a lone surrogate, which has none, is replaced."""
-    return chr(character).encode("utf-8", "replace")

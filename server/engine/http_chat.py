@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from server.config import HttpSettings
-from server.engine.characters import TextTokenizer, piece
+from server.engine.characters import TextTokenizer
 from server.engine.http_stream import HttpStream, Job
 from server.engine.segment import Patterns, Segmenter
 from server.types import Sampling, Step, Stop
@@ -44,7 +44,7 @@ class Chat:
         return ChatStream(self, self._upstream, job, version)
 
     def _automaton(self, delimiter: str, stop: tuple[str, ...]) -> Patterns:
-        return Patterns(piece, delimiter, stop)
+        return Patterns(self.tokenizer.piece, delimiter, stop)
 
 
 class ChatStream(HttpStream):
