@@ -211,6 +211,8 @@ class Llm:
 async def _shut_down(engine: AsyncLLM) -> None:
     """End the engine's process, if it still runs, and free what vLLM leaves to the collector."""
     client = engine.engine_core
+    if engine.output_handler is not None:
+        engine.output_handler.cancel()  # or it reports the end that we ask for as a death
     await asyncio.to_thread(engine.shutdown, GRACE)
     # After a death vLLM's own thread may be at this still; a context with an open socket in it
     # would wait for that, and stop the event loop.
