@@ -7,15 +7,16 @@ from collections.abc import Mapping
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from server.types import Cut, Sampling
 
 FOLDER = Path(__file__).parent
 Aggregate = Literal["last", "min", "prod", "mean"]
+Style = Literal["step_token", "token_classification", "label", "turns", "value"]
 
 
 class Frozen(BaseModel):
@@ -39,11 +40,42 @@ class AnswerProfile(Frozen):
 
 
 class PrmProfile(Frozen):
-    """How a PRM paired with this family reads a path."""
+    """How a process reward model reads a path, and where and how its verdicts stand.
 
-    step_token: str = "<extra_0>"
+    - `step_token`: a head over every token (two labels or one), read at a step token after each
+      step: Qwen2.5-Math-PRM (arXiv 2501.07301), Skywork-o1-Open-PRM (its token a newline).
+    - `token_classification`: the same head, read at each step's own last token.
+    - `label`: a causal LM, `good` against `bad` as what follows a step token after each step:
+      Math-Shepherd (arXiv 2312.08935).
+    - `turns`: a causal LM; each step is a turn of the user, which the assistant answers by
+      `good` or `bad`: RLHFlow (arXiv 2405.07863).
+    - `value`: a value head, a sequence classifier of one label, read at each step's last token.
+    """
+
+    style: Style = "step_token"
+    step_token: str = "<extra_0>"  # of the styles step_token and label; one token
+    step: str = "{step}"  # a step's text, without its delimiter, as it stands before that token
+    separator: str = ""  # before every step but the first; in turns, steps have no separator
+    # The text before the first step, such as "{question} ", after the tokenizer's first token.
+    # None: the model's own chat template. In `turns` it opens the user's first turn.
+    prompt: str | None = None
     system: str | None = None  # a system message put before the chat, where it has none
+    # One token each, as it goes on a text: " +" is what tokenizers write as \u2581+ or \u0120+.
+    good: str = "+"
+    bad: str = "-"
     aggregate: Aggregate = "last"
+
+    @model_validator(mode="after")
+    def _holds_its_texts(self) -> Self:
+        if self.step.count("{step}") != 1:
+            raise ValueError("step needs {step} once")
+        if self.prompt is not None and self.prompt.count("{question}") != 1:
+            raise ValueError("prompt needs {question} once")
+        if self.style == "turns" and self.prompt is None:
+            raise ValueError("style turns needs a prompt")
+        if self.style == "turns" and self.separator:
+            raise ValueError("style turns has no separator")
+        return self
 
 
 class LabelProfile(Frozen):
