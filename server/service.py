@@ -151,6 +151,8 @@ class Service:
             sampling=ask.sampling,
             seed=ask.seed,
             listener=listener,
+            operators=self.profile.operators,
+            actions=ask.strategy.behaviours,
         )
 
     def _trace(
@@ -184,6 +186,7 @@ class Service:
             prompt_ids=ask.prompt.ids,
             sampling={**ask.sampling.model_dump(mode="json"), "logprobs_mode": "processed"},
             strategy=ask.strategy.model_dump(mode="json"),
+            decisions=tuple(search.decisions),
             reward=ask.reward.model_dump(mode="json"),
             budget={
                 "tokens": ask.budget.tokens,
@@ -200,5 +203,11 @@ class Service:
             finish_reason=chosen.finish_reason if chosen else None,
             error=f"{type(error).__name__}: {error}" if error else None,
             usage=usage,
-            outcome=chosen.node.raw if chosen and verified else None,
+            outcome=_outcome(chosen, verified),
         )
+
+
+def _outcome(chosen: Answer | None, verified: bool) -> float | None:
+    if chosen is None:
+        return None
+    return chosen.node.raw if verified else chosen.node.outcome

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -71,6 +71,14 @@ class Step:
     stop: Stop
     version: str  # of the weights that sampled it
     count: int  # tokens the engine counted for it; len(token_ids) where ids are the policy's own
+    forced: int = 0  # the first so many were put in the policy's mouth: no log-probability, no cost
+    # Natural logs of the likeliest tokens, best first, for each sampled one; () if not asked for.
+    tops: tuple[tuple[float, ...], ...] = ()
+
+    @property
+    def sampled(self) -> int:
+        """Tokens that the policy chose."""
+        return self.count - self.forced
 
     def __add__(self, more: Step) -> Step:
         """This step and its continuation, sampled by a second engine request."""
@@ -82,7 +90,32 @@ class Step:
             stop=more.stop,
             version=version,
             count=self.count + more.count,
+            forced=self.forced,
+            tops=self.tops + more.tops,
         )
+
+
+class Behaviour(StrEnum):
+    """How o1-like models reason (arXiv 2412.14135, section 3.3)."""
+
+    PROBLEM_ANALYSIS = "problem_analysis"
+    TASK_DECOMPOSITION = "task_decomposition"
+    TASK_COMPLETION = "task_completion"
+    ALTERNATIVE_PROPOSAL = "alternative_proposal"
+    SELF_EVALUATION = "self_evaluation"
+    SELF_CORRECTION = "self_correction"
+
+
+class Operator(BaseModel):
+    """What makes the policy go on in a certain way: words put in its mouth, or a user's turn."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    behaviour: str | None = Field(None, description="its name in the trace")
+    say: str = Field("", description="the policy's next step begins with this")
+    ask: str = Field("", description="the user says this to what the policy has written so far")
+    fresh: bool = Field(False, description="what follows is a new answer, not more of this one")
+    aside: bool = Field(False, description="the end of this turn is not the end of the answer")
 
 
 class Status(StrEnum):
@@ -116,6 +149,11 @@ class Node:
     children: list[Node] = field(default_factory=list)
     asked: int = 0  # children requested so far
     pruned: bool = False
+    behaviour: str | None = None  # of the operator it was written under
+    fresh: bool = False  # the answer begins anew here
+    aside: bool = False  # of a turn whose end is not the end of the answer
+    outcome: float | None = None  # a verifier's verdict on the answer that ends here
+    parts: dict[str, float] = field(default_factory=dict)  # raw verdicts of a composite's scorers
     # What this node adds to the ids the scorer reads, where it has a tokenizer of its own.
     scorer_ids: tuple[int, ...] | None = None
 
@@ -125,7 +163,13 @@ class Node:
 
     @property
     def finished(self) -> bool:
-        return self.step is not None and self.step.stop is not Stop.STEP
+        """Nothing follows: the policy ended the answer, or its tokens ran out."""
+        return self.ended or (self.step is not None and self.step.stop is Stop.LENGTH)
+
+    @property
+    def ended(self) -> bool:
+        """The policy ended the answer."""
+        return self.step is not None and self.step.stop is Stop.END and not self.aside
 
     @property
     def value(self) -> float:
@@ -147,12 +191,13 @@ class Node:
         return self.value, tuple(-k for k in self.place)
 
     def path(self) -> list[Node]:
-        """The nodes that carry a step, first step first; the root is not among them."""
+        """The steps of the answer this belongs to, first one first: from the last node that began
+        an answer anew, or from the root's child."""
         nodes: list[Node] = []
         node: Node | None = self
         while node is not None and node.step is not None:
             nodes.append(node)
-            node = node.parent
+            node = None if node.fresh else node.parent
         return nodes[::-1]
 
     def text(self) -> str:
@@ -260,8 +305,10 @@ class Engine(Protocol):
         sampling: Sampling,
         cut: Cut,
         priority: int = 0,
+        top_logprobs: int = 0,
     ) -> Stream:
-        """Sample a continuation of at most `max_tokens`. A lower `priority` runs first."""
+        """Sample a continuation of at most `max_tokens`. A lower `priority` runs first. Steps
+        have `tops` of so many tokens each, or of as many as the engine can give."""
         ...
 
     async def label_logprobs(
@@ -286,6 +333,8 @@ class Score:
     steps: tuple[float | None, ...]  # raw verdicts on the path's last len(steps) steps
     computed: int = 0  # scorer tokens
     cached: int = 0
+    # Of a composite: the same as `steps` for each scorer it is made of, by name.
+    parts: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
 
 
 class Scorer(Protocol):
@@ -300,4 +349,12 @@ class Scorer(Protocol):
     async def score(self, prompt: Prompt, path: Sequence[Node]) -> Score:
         """`path` holds the nodes with a step, root side first, never empty; `steps` of the
         answer covers at least those at its end whose `raw` is None."""
+        ...
+
+
+class Judge(Protocol):
+    """A verifier's verdicts on finished answers. Errors: `server.errors.ScorerError`."""
+
+    async def verdict(self, prompt: Prompt, text: str) -> float | None:
+        """In [0, 1], 1 being right; None if it cannot tell. `text` is the whole answer."""
         ...

@@ -57,6 +57,7 @@ class FakeStream:
     taken: int = 0
     over: bool = False
     final: int | None = None
+    tops: int = 0
     opened: float = field(default_factory=lambda: asyncio.get_running_loop().time())
 
     @property
@@ -97,6 +98,9 @@ class FakeStream:
             stop=stop,
             version=self.engine.version,
             count=size,
+            tops=tuple(tuple(-0.1 * (k + 1 + i % 3) for k in range(self.tops)) for i in ids)
+            if self.tops
+            else (),
         )
 
     def rest(self, stop: Stop) -> Step | None:
@@ -144,13 +148,14 @@ class FakeEngine:
         sampling: Sampling,
         cut: Cut,
         priority: int = 0,
+        top_logprobs: int = 0,
     ) -> FakeStream:
         self.requests += 1
         self.open_streams += 1
         self.peak = max(self.peak, self.open_streams)
         self.prompts.append(tuple(prompt_ids))
         ids = write(self.requests if seed is None else seed, sampling, self.p_end, self.length)
-        return FakeStream(self, ids[:max_tokens], cut, len(prompt_ids))
+        return FakeStream(self, ids[:max_tokens], cut, len(prompt_ids), tops=top_logprobs)
 
     async def label_logprobs(
         self, ids: Sequence[int], labels: Sequence[int]

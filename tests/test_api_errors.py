@@ -32,6 +32,7 @@ class Failing(FakeEngine):
         sampling: Sampling,
         cut: Cut,
         priority: int = 0,
+        top_logprobs: int = 0,
     ) -> FakeStream:
         if self.requests + 1 >= self.last:
             raise self.error

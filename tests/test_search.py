@@ -14,7 +14,8 @@ from server.errors import EngineError
 from server.search import MCTS, Beam, BestOfN, Vote
 from server.search.core import Search, run_search
 from server.search.events import PruneEvent, ScoreEvent, StepEvent
-from server.search.writer import Shape, policy_ids
+from server.search.operators import policy_ids
+from server.search.writer import Shape
 from server.types import Cut, Node, Stop
 from tests.fakes import FakeEngine, FakeScorer
 from tests.searching import PROMPT, Ran, searched
@@ -217,10 +218,10 @@ def test_every_node_is_announced_before_its_score_or_end(strategy: Any) -> None:
     ran = searched(strategy)
     announced: set[Node] = set()
     for event in ran.events:
+        assert isinstance(event, StepEvent | ScoreEvent | PruneEvent)
         if isinstance(event, StepEvent):
             announced.add(event.node)
         assert event.node in announced
-        assert isinstance(event, StepEvent | ScoreEvent | PruneEvent)
     assert announced == set(ran.search.nodes[1:])
 
 

@@ -59,6 +59,7 @@ class HttpEngine:
         sampling: Sampling,
         cut: Cut,
         priority: int = 0,
+        top_logprobs: int = 0,
     ) -> Stream:
         fit(self.name, self.context, len(prompt_ids), max_tokens)
         if not all(sampling.stop):

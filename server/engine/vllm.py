@@ -65,6 +65,7 @@ class VllmEngine:
         sampling: Sampling,
         cut: Cut,
         priority: int = 0,
+        top_logprobs: int = 0,
     ) -> VllmStream:
         self._fit(len(prompt_ids), max_tokens)
         patterns = self._automaton(cut.delimiter, sampling.stop)

@@ -12,7 +12,8 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from server.types import Cut, Sampling
+from server.profiles.operators import OPERATORS
+from server.types import Behaviour, Cut, Operator, Sampling
 
 FOLDER = Path(__file__).parent
 Aggregate = Literal["last", "min", "prod", "mean"]
@@ -97,6 +98,14 @@ class Profile(Frozen):
     search: Mapping[str, Mapping[str, Any]] = {}
     prm: PrmProfile = PrmProfile()
     label: LabelProfile = LabelProfile()
+    # What takes the place of the general operators (`server/profiles/operators.py`).
+    behaviours: Mapping[Behaviour, Operator] = {}
+
+    @property
+    def operators(self) -> dict[str, Operator]:
+        """How this family is asked for each reasoning behaviour."""
+        found = {**OPERATORS, **self.behaviours}
+        return {str(b): o.model_copy(update={"behaviour": str(b)}) for b, o in found.items()}
 
     def cut(self, *, halt: bool = False) -> Cut:
         return Cut(self.delimiter, self.max_step_tokens, halt)

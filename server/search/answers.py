@@ -12,8 +12,9 @@ from server.reward.verifiers.expression import expression_key
 from server.types import Node, Stop
 
 # best: the answer whose path scores highest; weighted: equal answers add up their scores;
-# majority: they add up their numbers.
-Choice = Literal["best", "weighted", "majority"]
+# majority: they add up their numbers; last: the one written last (of a chain of revisions).
+Choice = Literal["best", "weighted", "majority", "last"]
+UNKNOWN = 0.5  # the place of an answer without a judge's verdict among those with one
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +35,9 @@ def rank(nodes: Iterable[Node], choice: Choice, profile: AnswerProfile) -> list[
     """A tree's answers, the chosen one first: one of each kind, then the other paths by score.
 
     Only paths that the policy ended have a say in the choice; if there are none, truncated ones;
-    if none, the best open one. Those with an answer that the profile recognises come before those
-    without. What has no say comes last. Empty for an empty tree.
+    if none, the best open one. What a judge found right comes first, what it found wrong after
+    what it could not tell; answers that the profile recognises come before the others. What has
+    no say comes last. Empty for an empty tree.
     """
     paths, others = _candidates(list(nodes))
     groups: dict[str, list[Path]] = {}
@@ -56,7 +58,7 @@ def rank(nodes: Iterable[Node], choice: Choice, profile: AnswerProfile) -> list[
 def _candidates(nodes: list[Node]) -> tuple[list[Node], list[Node]]:
     """The paths that the choice is made of, and the others, best first."""
     steps = [n for n in nodes if n.step is not None]
-    ended = [n for n in steps if n.step and n.step.stop is Stop.END]
+    ended = [n for n in steps if n.ended]
     cut = [n for n in steps if n.step and n.step.stop is Stop.LENGTH]
     leaves = (n for n in steps if not n.children and not n.finished)
     left = sorted(leaves, key=_open_order, reverse=True)
@@ -137,14 +139,17 @@ def _by_score(path: Path) -> tuple[float, tuple[int, ...]]:
     return path[0].rank
 
 
-def _order(group: list[Path], choice: Choice) -> tuple[bool, float, float, tuple[int, ...]]:
+def _order(group: list[Path], choice: Choice) -> tuple[float, bool, float, float, tuple[int, ...]]:
     best, key = max(_by_score(path) for path in group)
     weights = {
         "best": best,
         "weighted": sum((node.score or 0.0) * node.multiplicity for node, _ in group),
         "majority": float(_votes(group)),
+        "last": float(max(node.id for node, _ in group)),
     }
-    return (group[0][1].final is not None, weights[choice], best, key)
+    outcomes = [node.outcome for node, _ in group if node.outcome is not None]
+    verdict = max(outcomes, default=UNKNOWN)
+    return (verdict, group[0][1].final is not None, weights[choice], best, key)
 
 
 def _votes(group: list[Path]) -> int:
@@ -153,7 +158,6 @@ def _votes(group: list[Path]) -> int:
 
 def _answer(path: Path, group: list[Path]) -> Answer:
     node, parsed = path
-    ended = node.step is not None and node.step.stop is Stop.END
     return Answer(
         node=node,
         reasoning=parsed.reasoning,
@@ -162,5 +166,5 @@ def _answer(path: Path, group: list[Path]) -> Answer:
         key=parsed.key,
         score=node.score,
         votes=_votes(group),
-        finish_reason="stop" if ended else "length",
+        finish_reason="stop" if node.ended else "length",
     )

@@ -9,14 +9,26 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, Protocol
 
 from server.budget import Budget, BudgetSpent
 from server.errors import unwrap
-from server.search.events import Listener, PruneEvent, ScoreEvent, StepEvent
+from server.search.events import DecisionEvent, Listener, PruneEvent, ScoreEvent, StepEvent
+from server.search.operators import PLAIN, Opening, opening
 from server.search.writer import Shape, Writer
-from server.types import Engine, Node, Prompt, Sampling, Scorer, Step, Stop
+from server.types import (
+    Behaviour,
+    Engine,
+    Judge,
+    Node,
+    Operator,
+    Prompt,
+    Sampling,
+    Scorer,
+    Step,
+    Stop,
+)
 
 
 class Runs(Protocol):
@@ -60,13 +72,23 @@ class Search:
         sampling: Sampling | None = None,
         seed: int | None = None,
         listener: Listener | None = None,
+        judge: Judge | None = None,
+        operators: Mapping[str, Operator] | None = None,
+        actions: Sequence[Behaviour] = (),
     ):
-        self.prompt, self.scorer, self.budget = prompt, scorer, budget
+        """`judge` rules on every finished answer; one that is right ends the search.
+        `actions` are what the children of a node begin with, in turn; none: they just go on.
+        """
+        self.prompt, self.scorer, self.budget, self.judge = prompt, scorer, budget, judge
+        self.operators = operators or {}
+        self._actions = [self.operators[name] for name in actions]
         self.writer = Writer(engine, budget, shape, sampling or Sampling(), seed)
         self.rng = random.Random(seed)
         self.root = Node(prompt=prompt)
         self.nodes = [self.root]
         self.scorer_computed = self.scorer_cached = 0  # tokens
+        self.decisions: list[dict[str, Any]] = []
+        self.solved = False  # the judge found an answer right
         self._emit: Listener = listener or (lambda event: None)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._group: asyncio.TaskGroup | None = None
@@ -75,43 +97,78 @@ class Search:
         self._cut = Stop.LENGTH
 
     async def grow(
-        self, parent: Node, *, until: Stop = Stop.STEP, score: bool = True, merge: bool = False
+        self,
+        parent: Node,
+        *,
+        until: Stop = Stop.STEP,
+        score: bool = True,
+        merge: bool = False,
+        operator: Operator | None = None,
     ) -> Node:
         """Sample one continuation of `parent`, attach it, score it; the node where it ends.
 
         `until=Stop.END` writes the whole answer: a chain of one node a step, scored at its
         end. `merge` returns the sibling that already says the same, if there is one, and
-        counts it (`Node.multiplicity`). Raises `BudgetSpent`.
+        counts it (`Node.multiplicity`). `operator` says how the policy is made to go on; if
+        None, the search's actions do. Raises `BudgetSpent`, also where the context is full.
         """
+        if self.solved:
+            raise BudgetSpent
         if score:
             self.budget.call()
         try:
-            node = await self._write(parent, until, merge)
-            if not score or node.score is not None:
-                return node
-            score = False  # from here on the call is made
-            await self._score(node)
+            node = await self._write(parent, until, merge, operator)
+            if score and node.score is None:
+                score = False  # from here on the call is made
+                await self._score(node)
+            await self._rule(node)
             return node
         finally:
             if score:
                 self.budget.called -= 1
 
-    async def _write(self, node: Node, until: Stop, merge: bool) -> Node:
+    async def score(self, node: Node) -> None:
+        """Score what was grown without. Raises `BudgetSpent`."""
+        if node.score is None:
+            self.budget.call()
+            await self._score(node)
+
+    async def _write(self, node: Node, until: Stop, merge: bool, operator: Operator | None) -> Node:
         ordinal = _next_ordinal(node)
+        while True:
+            how = operator or self._operator(node, ordinal)
+            node = await self._turn(node, ordinal, until, merge, how)
+            if until is Stop.STEP or node.finished:
+                return node
+            # An aside is over, and the answer is not: the policy is asked for the rest of it.
+            operator, ordinal = None, _next_ordinal(node)
+
+    async def _turn(
+        self, node: Node, ordinal: int, until: Stop, merge: bool, how: Operator
+    ) -> Node:
+        """Write on under `how`, to the end of a step or of the turn."""
+        begin = opening(node, how, self.writer.engine.tokenizer)
         place = (*node.place, ordinal)
-        async with self.writer.path(node, place, whole=until is Stop.END) as path:
+        async with self.writer.path(node, place, begin, whole=until is Stop.END) as path:
             while True:
                 try:
                     step = await path.next()
                 except asyncio.CancelledError:
                     if len(self.nodes) == 1 and (rest := await path.cut_short(self._cut)):
-                        self._attach(self.root, rest, ordinal, merge)
+                        self._attach(self.root, rest, ordinal, merge, begin)
                     raise
-                path.node = self._attach(path.node, step, ordinal, merge)
-                if until is Stop.STEP or path.node.finished:
+                path.wrote(self._attach(path.node, step, ordinal, merge, begin))
+                begin = PLAIN
+                if until is Stop.STEP or path.node.finished or step.stop is Stop.END:
                     return path.node
                 ordinal = _next_ordinal(path.node)
                 path.place = (*path.node.place, ordinal)
+
+    def _operator(self, node: Node, ordinal: int) -> Operator:
+        """How the child so numbered goes on, where the strategy does not say."""
+        if node.step is not None and node.step.stop is Stop.END:
+            return self.operators[Behaviour.TASK_COMPLETION]
+        return self._actions[ordinal % len(self._actions)] if self._actions else Operator()
 
     def expand(self, parent: Node, n: int, **how: Any) -> Arrivals:
         """`n` grows of `parent` at once: `async for child in search.expand(node, 4)`."""
@@ -148,22 +205,28 @@ class Search:
     @property
     def answered(self) -> bool:
         """Whether some path was ended by the policy itself."""
-        return any(n.step is not None and n.step.stop is Stop.END for n in self.nodes)
+        return any(n.ended for n in self.nodes)
 
     @property
     def kept(self) -> int:
         """Policy tokens in the tree, merged siblings counted as often as they were sampled."""
-        return sum(n.step.count * n.multiplicity for n in self.nodes if n.step)
+        return sum(n.step.sampled * n.multiplicity for n in self.nodes if n.step)
 
-    def _attach(self, parent: Node, step: Step, ordinal: int, merge: bool) -> Node:
+    def decide(self, **facts: Any) -> None:
+        """Put on record what the strategy decided, and why. JSON values."""
+        self.decisions.append(facts)
+        self._emit(DecisionEvent(facts))
+
+    def _attach(self, parent: Node, step: Step, ordinal: int, merge: bool, begin: Opening) -> Node:
         place = (*parent.place, ordinal)
-        if merge and (twin := _twin(parent, step)):
+        if merge and (twin := _twin(parent, step, begin)):
             twin.multiplicity += 1
             if not twin.children:
                 twin.place = min(twin.place, place)
             return twin
         key = (*parent.key, ordinal)
         node = Node(parent=parent, step=step, id=len(self.nodes), key=key, place=place)
+        begin.mark(node)
         parent.children.append(node)
         self.nodes.append(node)
         self._emit(StepEvent(node))
@@ -175,10 +238,23 @@ class Search:
         scored = path[len(path) - len(verdict.steps) :]
         for at, raw in zip(scored, verdict.steps, strict=True):
             at.raw = raw if at.raw is None else at.raw
+        for name, verdicts in verdict.parts.items():
+            for at, part in zip(path[len(path) - len(verdicts) :], verdicts, strict=True):
+                if part is not None:
+                    at.parts.setdefault(name, part)
         self.scorer_computed += verdict.computed
         self.scorer_cached += verdict.cached
         node.score = verdict.value
         self._emit(ScoreEvent(node))
+
+    async def _rule(self, node: Node) -> None:
+        """Have a finished answer judged; one that is right leaves nothing to search for."""
+        if self.judge is None or not node.ended or node.outcome is not None:
+            return
+        node.outcome = await self.judge.verdict(self.prompt, node.text())
+        if node.outcome is not None and node.outcome >= 1:
+            self.solved = True
+            self.stop()
 
     async def _run(self, strategy: Runs) -> None:
         async with asyncio.TaskGroup() as self._group:
@@ -235,10 +311,11 @@ def _next_ordinal(parent: Node) -> int:
     return parent.asked - 1
 
 
-def _twin(parent: Node, step: Step) -> Node | None:
-    """The child of `parent` that already says exactly this."""
+def _twin(parent: Node, step: Step, begin: Opening) -> Node | None:
+    """The child of `parent` that already says exactly this, in answer to the same."""
     for child in parent.children:
         assert child.step is not None
-        if child.step.token_ids == step.token_ids and child.step.stop is step.stop:
+        same = child.step.token_ids == step.token_ids and child.step.stop is step.stop
+        if same and child.prompt == begin.prompt and child.behaviour == begin.behaviour(parent):
             return child
     return None

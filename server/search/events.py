@@ -45,5 +45,16 @@ class PruneEvent:
         return {"key": list(self.node.key)}
 
 
-Event = StepEvent | ScoreEvent | PruneEvent
+@dataclass(frozen=True, slots=True)
+class DecisionEvent:
+    """The strategy chose between ways to go on."""
+
+    facts: dict[str, Any]
+    kind: ClassVar[str] = "decision"
+
+    def data(self) -> dict[str, Any]:
+        return self.facts
+
+
+Event = StepEvent | ScoreEvent | PruneEvent | DecisionEvent
 Listener = Callable[[Event], None]  # called in the search's loop; must not block

@@ -29,12 +29,19 @@ def _record(node: Node, profile: AnswerProfile, verified: bool) -> NodeRecord:
         key=node.key,
         text=step.text if step else "",
         token_ids=step.token_ids if step else (),
+        forced=step.forced if step else 0,
         logprobs=step.logprobs if step and step.logprobs else None,
         policy_version_spans=(
-            (VersionSpan(version=step.version, start=0, end=len(step.token_ids)),) if step else ()
+            (VersionSpan(version=step.version, start=step.forced, end=len(step.token_ids)),)
+            if step
+            else ()
         ),
         prompt_ids=node.prompt.ids if node.prompt and parent else None,
         multiplicity=node.multiplicity,
+        behaviour=node.behaviour,
+        fresh=node.fresh,
+        aside=node.aside,
+        parts=node.parts or None,
         prm_raw=node.raw,
         prm_agg=node.score,
         prior=node.prior,
@@ -42,7 +49,7 @@ def _record(node: Node, profile: AnswerProfile, verified: bool) -> NodeRecord:
         value_sum=node.value_sum,
         status=str(node.status),
         finish_reason=str(step.stop) if step else None,
-        outcome=node.raw if verified and node.finished else None,
+        outcome=node.raw if verified and node.finished else node.outcome,
         answer_norm=answer_key(extract(node.text(), profile), profile.key)
         if node.finished
         else None,

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from server.search.answers import Choice
 from server.search.core import Search
+from server.types import Behaviour
 
 Bound = Literal["width", "simulations", "depth"]  # of server.config.Limits
 
@@ -21,6 +22,11 @@ class BaseStrategy(BaseModel):
     choose: Choice
     depth: int | None = Field(
         None, ge=1, description="steps of an answer, at most; open: the server's limit"
+    )
+    behaviours: tuple[Behaviour, ...] = Field(
+        (),
+        max_length=16,
+        description="what the children of a node begin with, in turn; none: they just go on",
     )
 
     @abstractmethod

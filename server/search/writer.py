@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from zlib import crc32
 
 from server.budget import Budget, BudgetSpent, Hold
+from server.search.operators import PLAIN, Opening
 from server.types import Cut, Engine, Node, Sampling, Step, Stop, Stream
 
 
@@ -24,6 +25,7 @@ class Shape:
     chunk: int = 256  # held at a time for an answer written in one go
     lookahead: int = 0  # that an open branch may run ahead of its scorer; 0: not at all
     depth: int = 1 << 30  # steps of one answer
+    top_logprobs: int = 0  # of the likeliest tokens, for each sampled one
 
 
 @dataclass(slots=True)
@@ -77,12 +79,12 @@ class Writer:
         self.writing = 0  # paths being written now
         self._parked: dict[Node, Branch] = {}
 
-    def path(self, node: Node, place: tuple[int, ...], *, whole: bool) -> Path:
-        """Write on from `node`, for one step or (`whole`) for the rest of the answer.
+    def path(self, node: Node, place: tuple[int, ...], begin: Opening, *, whole: bool) -> Path:
+        """Write on from `node`, for one step or (`whole`) for the rest of the turn.
 
         `place` is where in the tree that will stand; seeds derive from it.
         """
-        return Path(self, node, place, whole)
+        return Path(self, node, place, begin, whole)
 
     def resume(self, node: Node) -> Branch | None:
         """Take over the branch that ran ahead of `node`, if there is one."""
@@ -109,17 +111,27 @@ class Writer:
             return True
         return False
 
-    def room(self, node: Node, partial: Step | None) -> int:
+    def room(self, node: Node, partial: Step | None, begin: Opening) -> int:
         """Tokens the answer may still have."""
-        return self.shape.max_tokens - node.tokens() - (partial.count if partial else 0)
+        written = 0 if begin.operator.fresh else node.tokens()
+        return self.shape.max_tokens - written - (partial.count if partial else 0)
 
     async def open(
-        self, node: Node, place: tuple[int, ...], partial: Step | None, whole: bool
+        self,
+        node: Node,
+        place: tuple[int, ...],
+        partial: Step | None,
+        begin: Opening,
+        whole: bool,
     ) -> Branch:
         """A new engine request for what follows `node` (and a step already begun)."""
         begun = partial.count if partial else 0
-        room, shape = self.room(node, partial), self.shape
-        one_step = min(room, shape.cut.max_step_tokens - begun)
+        ids = begin.ids(node) + (partial.token_ids if partial else ())
+        shape = self.shape
+        room = min(self.room(node, partial, begin), self.engine.context - len(ids))
+        one_step = min(room, max(1, shape.cut.max_step_tokens - begun))
+        if room < 1:
+            raise BudgetSpent
         ahead = not whole and shape.lookahead > 0 and self.engine.load().room
         want = one_step
         if whole:
@@ -127,14 +139,16 @@ class Writer:
         elif ahead:
             want = min(room, one_step + shape.lookahead)
         hold = await self._hold(want, 1 if self.last_resort else one_step)
-        cut = replace(shape.cut, begun=begun, halt=not whole and not ahead)
+        begun_step = min(begun, shape.cut.max_step_tokens - 1)
+        cut = replace(shape.cut, begun=begun_step, halt=not whole and not ahead)
         try:
             stream = self.engine.stream(
-                policy_ids(node) + (partial.token_ids if partial else ()),
+                ids,
                 max_tokens=hold.tokens,
                 seed=None if self.seed is None else seed_of(self.seed, place, begun),
                 sampling=self.sampling,
                 cut=cut,
+                top_logprobs=shape.top_logprobs,
             )
         except BaseException:
             self.budget.release(hold, 0)
@@ -154,17 +168,26 @@ class Writer:
 class Path:
     """`async with writer.path(node, place, whole=...) as path: step = await path.next()`."""
 
-    def __init__(self, writer: Writer, node: Node, place: tuple[int, ...], whole: bool):
+    def __init__(
+        self, writer: Writer, node: Node, place: tuple[int, ...], begin: Opening, whole: bool
+    ):
         self.writer, self.node, self.place, self.whole = writer, node, place, whole
+        self.begin = begin
         self.branch: Branch | None = None
-        self.partial: Step | None = None  # a step begun by an engine request that has ended
+        # A step begun by an engine request that has ended, or by the operator's words.
+        self.partial: Step | None = None
 
     async def __aenter__(self) -> Path:
         await self.writer.slots.acquire()
         self.writer.writing += 1
         # Not before there is a slot: a branch that waits for one would keep its tokens held.
-        self.branch = self.writer.resume(self.node)
+        if self.begin is PLAIN:
+            self.branch = self.writer.resume(self.node)
         return self
+
+    def wrote(self, node: Node) -> None:
+        """Go on below `node`."""
+        self.node, self.begin = node, PLAIN
 
     async def __aexit__(self, *error: object) -> None:
         """Let the branch run ahead of the last node written, or close it."""
@@ -180,12 +203,12 @@ class Path:
         An engine request ends at its hold; a step cut by that is continued by the next request,
         on the cached prefix.
         """
-        self.partial = None
+        self.partial = self.begin.spoken(self.writer.engine)
         while True:
             try:
                 if self.branch is None:
                     self.branch = await self.writer.open(
-                        self.node, self.place, self.partial, self.whole
+                        self.node, self.place, self.partial, self.begin, self.whole
                     )
             except BudgetSpent:
                 if self.partial is not None and self.writer.last_resort:
@@ -194,7 +217,7 @@ class Path:
             piece = await self.branch.step()
             if piece is not None:
                 step = self.partial + piece if self.partial else piece
-                full = self.writer.room(self.node, step) <= 0
+                full = self.writer.room(self.node, step, self.begin) <= 0
                 deep = self.node.depth + 1 >= self.writer.shape.depth
                 if step.stop is Stop.STEP and (full or deep):
                     return replace(step, stop=Stop.LENGTH)
@@ -215,20 +238,6 @@ class Path:
         branch, self.branch = self.branch, None
         if branch is not None:
             await branch.close()
-
-
-def policy_ids(node: Node) -> tuple[int, ...]:
-    """Exactly what the policy sees when it continues `node`."""
-    parts: list[tuple[int, ...]] = []
-    at: Node | None = node
-    while at is not None:
-        if at.step is not None:
-            parts.append(at.step.token_ids)
-        if at.prompt is not None:
-            parts.append(at.prompt.ids)
-            break
-        at = at.parent
-    return tuple(i for part in reversed(parts) for i in part)
 
 
 def seed_of(seed: int, place: tuple[int, ...], begun: int) -> int:

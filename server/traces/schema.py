@@ -53,15 +53,19 @@ class NodeRecord(Record):
     key: tuple[int, ...]
     text: str
     token_ids: tuple[int, ...]
-    token_source: Source = Source.SAMPLED  # of all its tokens; mixed nodes are split
-    logprobs: tuple[float, ...] | None  # one per token; None if the engine gave none
+    token_source: Source = Source.SAMPLED  # of token_ids[forced:]
+    forced: int = 0  # so many tokens at the front were put in the policy's mouth
+    logprobs: tuple[float, ...] | None  # one per token of token_ids[forced:]; None: not given
     policy_version_spans: tuple[VersionSpan, ...]
     prompt_ids: tuple[int, ...] | None  # if the policy saw something else than the path
     multiplicity: int
     proposal: Proposal = Proposal.IID
-    behaviour: str | None = None
+    behaviour: str | None = None  # of the operator it was written under
+    fresh: bool = False  # a new answer begins here; the ones above it belong to an earlier one
+    aside: bool = False  # its turn's end is not the answer's end
     prm_raw: float | None
     prm_agg: float | None
+    parts: dict[str, float] | None = None  # a composite's raw verdicts by scorer
     prior: float | None
     visits: int
     value_sum: float
@@ -110,6 +114,8 @@ class Trace(Record):
     sampling: dict[str, Any]  # server.types.Sampling, with seed and logprobs_mode
     strategy: dict[str, Any]  # kind and every parameter
     reward: dict[str, Any]
+    verify: dict[str, Any] | None = None  # the verifier that gated the final choice
+    decisions: tuple[dict[str, Any], ...] = ()  # what a strategy decided on the way, and why
     budget: dict[str, Any]
     seed: int | None
     nodes: tuple[NodeRecord, ...]

@@ -1,0 +1,108 @@
+"""Operators: what the policy is given to go on from, other than its own words so far.
+
+An operator stands for a reasoning behaviour (arXiv 2412.14135, section 3.3). It may put words in
+the policy's mouth (the next step begins with them, as in s1's "Wait", arXiv 2501.19393), or let
+the user ask for something (a new turn of the chat, as in Self-Refine, arXiv 2303.17651).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from server.types import Engine, Message, Node, Operator, Prompt, Step, Stop, Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """How a continuation of a node begins."""
+
+    operator: Operator
+    prompt: Prompt | None = None  # what the policy reads, if that is not the path
+    said: tuple[int, ...] = ()  # the operator's words
+
+    def ids(self, node: Node) -> tuple[int, ...]:
+        """What the policy reads before the operator's words, to go on from `node`."""
+        return policy_ids(node) if self.prompt is None else self.prompt.ids
+
+    def spoken(self, engine: Engine) -> Step | None:
+        """The operator's words as the beginning of a step."""
+        if not self.said:
+            return None
+        n = len(self.said)
+        return Step(self.operator.say, self.said, (), Stop.STEP, engine.version, n, forced=n)
+
+    def behaviour(self, parent: Node) -> str | None:
+        """Of a child of `parent`: what goes on plainly goes on with the same turn."""
+        return self.operator.behaviour if self is not PLAIN else parent.behaviour
+
+    def mark(self, node: Node) -> None:
+        """Say on `node`, the first that was written so, how it was."""
+        assert node.parent is not None
+        node.prompt = self.prompt
+        node.behaviour = self.behaviour(node.parent)
+        node.fresh = self.operator.fresh
+        node.aside = self.operator.aside if self.operator.ask else node.parent.aside
+
+
+PLAIN = Opening(Operator())
+
+
+def opening(node: Node, operator: Operator, tokenizer: Tokenizer) -> Opening:
+    """How `operator` lets the policy go on from `node`."""
+    said = tokenizer.encode(operator.say) if operator.say else ()
+    over = node.step is not None and node.step.stop is Stop.END
+    if operator.ask:
+        messages = (*conversation(node), Message("user", operator.ask))
+        return Opening(operator, Prompt(messages, tokenizer.render(messages)), said)
+    if over:  # its turn has ended: the end token is taken back
+        return Opening(operator, Prompt(_asked(node), without_end(node, tokenizer)), said)
+    if operator == Operator():
+        return PLAIN
+    return Opening(operator, None, said)
+
+
+def conversation(node: Node) -> tuple[Message, ...]:
+    """The chat up to `node`, what the policy has written so far being its last message."""
+    written: list[str] = []
+    at = node
+    while at.prompt is None:
+        assert at.parent is not None and at.step is not None
+        written.append(at.step.text)
+        at = at.parent
+    if at.step is not None:
+        written.append(at.step.text)
+    if node.step is None:
+        return at.prompt.messages
+    return (*at.prompt.messages, Message("assistant", "".join(reversed(written))))
+
+
+def _asked(node: Node) -> tuple[Message, ...]:
+    """The chat that `node` is part of the answer to."""
+    at = node
+    while at.prompt is None:
+        assert at.parent is not None
+        at = at.parent
+    return at.prompt.messages
+
+
+def without_end(node: Node, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """What the policy has read and written up to `node`, less the control tokens at its end."""
+    ids = policy_ids(node)
+    end = len(ids)
+    while end and not tokenizer.piece(ids[end - 1]):
+        end -= 1
+    return ids[:end]
+
+
+def policy_ids(node: Node) -> tuple[int, ...]:
+    """Exactly what the policy sees when it continues `node`."""
+    parts: list[tuple[int, ...]] = []
+    at: Node | None = node
+    while at is not None:
+        if at.step is not None:
+            parts.append(at.step.token_ids)
+        if at.prompt is not None:
+            parts.append(at.prompt.ids)
+            break
+        at = at.parent
+    return tuple(i for part in reversed(parts) for i in part)
