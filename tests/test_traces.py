@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import resource
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -22,7 +24,7 @@ from server.traces.codec import decode, encode
 from server.traces.index import Index
 from server.traces.schema import Trace
 from server.traces.summary import Summary
-from server.traces.table import VERSION_KEY, Table, TableWriter
+from server.traces.table import JSON_FIELDS, NODE, SCHEMA, VERSION_KEY, Table, TableWriter
 from tests.traces import TRACES, make_node, make_trace
 
 
@@ -91,7 +93,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"reward": {"a": [0, {"b": float("inf")}]}}, r"reward\.a\.1\.b"),
     ({"created_at": datetime(2026, 1, 1)}, "created_at must be in UTC"),
     ({"created_at": datetime(2026, 1, 1, tzinfo=timezone(timedelta(hours=1)))}, "created_at"),
-    ({"schema_version": "2"}, "schema version '2' is unknown"),
+    ({"schema_version": "3"}, "schema version '3' is unknown"),
     ({"answer": "\ud800"}, "surrogate"),
 ]
 
@@ -132,7 +134,7 @@ def test_corruption_elsewhere_is_refused(tmp_path: Path, bad: bytes) -> None:
 
 
 def test_unknown_version_is_refused(tmp_path: Path) -> None:
-    line = encode(make_trace("a")).replace(b'"schema_version":"1"', b'"schema_version":"9","new":1')
+    line = encode(make_trace("a")).replace(b'"schema_version":"2"', b'"schema_version":"9","new":1')
     (tmp_path / "x.jsonl").write_bytes(line)
     with pytest.raises(TraceError, match=r"x\.jsonl:1: schema version '9' is unknown"):
         list(compact.read(tmp_path))
@@ -142,6 +144,26 @@ def test_unknown_version_is_refused(tmp_path: Path) -> None:
     pq.write_table(table.replace_schema_metadata({VERSION_KEY: b"9"}), tmp_path / "y.parquet")
     with pytest.raises(TraceError, match=r"y\.parquet: schema version '9' is unknown"):
         Table(tmp_path / "y.parquet")
+
+
+def test_the_first_version_is_still_read(tmp_path: Path) -> None:
+    new = {"forced", "fresh", "aside", "parts"}
+    nodes = pa.list_(pa.struct([f for f in NODE if f.name not in new]))
+    rows = []
+    for trace in (make_trace("a"), make_trace("b")):
+        row = trace.model_dump(exclude={"verify", "decisions", "nodes"})
+        row |= {name: json.dumps(row[name]) for name in JSON_FIELDS if name in row}
+        row["nodes"] = [n.model_dump(exclude=new) for n in trace.nodes]
+        rows.append(row | {"schema_version": "1"})
+    kept = [f for f in SCHEMA if f.name not in ("verify", "decisions", "nodes")]
+    at = SCHEMA.names.index("nodes") - 2
+    kept.insert(at, pa.field("nodes", nodes))
+    old = pa.schema(kept, metadata={VERSION_KEY: b"1"})
+    pq.write_table(pa.Table.from_pylist(rows, schema=old), tmp_path / "y.parquet")
+    table = Table(tmp_path / "y.parquet")
+    assert [s.trace_id for s in table.heads()] == ["a", "b"]
+    assert list(table) == [make_trace(i, schema_version="1") for i in ("a", "b")]
+    assert decode(encode(table.read(1)), "x") == make_trace("b", schema_version="1")
 
 
 def test_corrupt_parquet_is_refused(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from server.traces.schema import (
     NodeRecord,
+    PartRecord,
     Proposal,
     Source,
     Trace,
@@ -45,6 +46,10 @@ NODES = st.builds(
     logprobs=st.none() | st.lists(FLOATS, max_size=6).map(tuple),
     policy_version_spans=st.lists(SPANS, max_size=2).map(tuple),
     prompt_ids=st.none() | IDS,
+    forced=INT64,
+    fresh=st.booleans(),
+    aside=st.booleans(),
+    parts=st.lists(st.builds(PartRecord, name=TEXT, raw=FLOATS), max_size=2).map(tuple),
     multiplicity=INT64,
     proposal=st.sampled_from(Proposal),
     behaviour=st.none() | TEXT,
@@ -86,6 +91,8 @@ TRACES = st.builds(
     sampling=OBJECTS,
     strategy=OBJECTS,
     reward=OBJECTS,
+    verify=st.none() | OBJECTS,
+    decisions=st.lists(OBJECTS, max_size=2).map(tuple),
     budget=OBJECTS,
     seed=st.none() | INT64,
     nodes=st.lists(NODES, max_size=4).map(tuple),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from server.profiles import AnswerProfile
 from server.search.answers import answer_key, extract
 from server.search.core import Search
-from server.traces.schema import NodeRecord, UsageRecord, VersionSpan
+from server.traces.schema import NodeRecord, PartRecord, UsageRecord, VersionSpan
 from server.types import Node
 
 
@@ -41,7 +41,7 @@ def _record(node: Node, profile: AnswerProfile, verified: bool) -> NodeRecord:
         behaviour=node.behaviour,
         fresh=node.fresh,
         aside=node.aside,
-        parts=node.parts or None,
+        parts=tuple(PartRecord(name=k, raw=v) for k, v in node.parts.items()),
         prm_raw=node.raw,
         prm_agg=node.score,
         prior=node.prior,

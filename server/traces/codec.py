@@ -18,7 +18,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from server.errors import TraceError, boundary
-from server.traces.schema import SCHEMA_VERSION, NodeRecord, Trace, UsageRecord
+from server.traces.schema import READABLE, NodeRecord, Trace, UsageRecord
 from server.traces.summary import Head, Summary
 
 INT32 = (-(1 << 31), (1 << 31) - 1)
@@ -55,9 +55,10 @@ def summarise(line: bytes, where: str) -> Summary:
 
 
 def check_version(version: str | None, where: str) -> None:
-    if version != SCHEMA_VERSION:
+    if version not in READABLE:
+        known = " and ".join(map(repr, READABLE))
         raise TraceError(
-            f"{where}: schema version {version!r} is unknown; this program reads {SCHEMA_VERSION!r}"
+            f"{where}: schema version {version!r} is unknown; this program reads {known}"
         )
 
 
@@ -77,7 +78,7 @@ def check(trace: Trace) -> None:
     _floats(where, outcome=trace.outcome, feedback=trace.feedback)
     _ints(where, INT64, seed=trace.seed, selected=trace.selected)
     _lists(where, prompt_ids=trace.prompt_ids)
-    for name in ("sampling", "strategy", "reward", "budget"):
+    for name in ("sampling", "strategy", "reward", "verify", "decisions", "budget"):
         _json(getattr(trace, name), f"{where}{name}")
     _check_usage(trace.usage, where)
     for position, node in enumerate(trace.nodes):
@@ -102,6 +103,7 @@ def _check_node(node: NodeRecord, where: str) -> None:
         prior=node.prior,
         value_sum=node.value_sum,
         outcome=node.outcome,
+        **{f"parts.{part.name}": part.raw for part in node.parts},
     )
     _lists(where, key=node.key, token_ids=node.token_ids, prompt_ids=node.prompt_ids)
     for span in node.policy_version_spans:
@@ -113,6 +115,7 @@ def _check_node(node: NodeRecord, where: str) -> None:
         parent=node.parent,
         depth=node.depth,
         sibling_index=node.sibling_index,
+        forced=node.forced,
         multiplicity=node.multiplicity,
         visits=node.visits,
     )

@@ -13,7 +13,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
+READABLE = ("1", "2")  # 2 added fields that have defaults
 
 
 class Record(BaseModel):
@@ -45,6 +46,13 @@ class VersionSpan(Record):
     end: int
 
 
+class PartRecord(Record):
+    """What one scorer of a composite said of a step."""
+
+    name: str
+    raw: float
+
+
 class NodeRecord(Record):
     id: int  # position in `Trace.nodes`; the root is 0 and has no tokens
     parent: int | None
@@ -65,7 +73,7 @@ class NodeRecord(Record):
     aside: bool = False  # its turn's end is not the answer's end
     prm_raw: float | None
     prm_agg: float | None
-    parts: dict[str, float] | None = None  # a composite's raw verdicts by scorer
+    parts: tuple[PartRecord, ...] = ()  # of a composite reward
     prior: float | None
     visits: int
     value_sum: float

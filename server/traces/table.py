@@ -28,7 +28,10 @@ from server.traces.summary import Head, Summary
 
 SUFFIX = ".parquet"
 VERSION_KEY = b"ponder.schema_version"
-JSON_FIELDS = ("prompt_messages", "sampling", "strategy", "reward", "budget")
+JSON_FIELDS = (
+    *("prompt_messages", "sampling", "strategy", "reward"),
+    *("verify", "decisions", "budget"),
+)
 GROUP_NODES = 16_384  # nodes and
 GROUP_TRACES = 256  # traces of a row group at most: what reading one trace costs
 
@@ -38,6 +41,12 @@ _SPAN = pa.struct(
         pa.field("version", pa.string(), nullable=False),
         pa.field("start", pa.int64(), nullable=False),
         pa.field("end", pa.int64(), nullable=False),
+    ]
+)
+_PART = pa.struct(
+    [
+        pa.field("name", pa.string(), nullable=False),
+        pa.field("raw", pa.float64(), nullable=False),
     ]
 )
 NODE = pa.struct(
@@ -50,14 +59,18 @@ NODE = pa.struct(
         pa.field("text", pa.string(), nullable=False),
         pa.field("token_ids", _IDS, nullable=False),
         pa.field("token_source", pa.string(), nullable=False),
+        pa.field("forced", pa.int64(), nullable=False),
         pa.field("logprobs", pa.list_(pa.float64())),
         pa.field("policy_version_spans", pa.list_(_SPAN), nullable=False),
         pa.field("prompt_ids", _IDS),
         pa.field("multiplicity", pa.int64(), nullable=False),
         pa.field("proposal", pa.string(), nullable=False),
         pa.field("behaviour", pa.string()),
+        pa.field("fresh", pa.bool_(), nullable=False),
+        pa.field("aside", pa.bool_(), nullable=False),
         pa.field("prm_raw", pa.float64()),
         pa.field("prm_agg", pa.float64()),
+        pa.field("parts", pa.list_(pa.field("element", _PART, nullable=False)), nullable=False),
         pa.field("prior", pa.float64()),
         pa.field("visits", pa.int64(), nullable=False),
         pa.field("value_sum", pa.float64(), nullable=False),
@@ -104,6 +117,8 @@ SCHEMA = pa.schema(
         pa.field("sampling", pa.string(), nullable=False),
         pa.field("strategy", pa.string(), nullable=False),
         pa.field("reward", pa.string(), nullable=False),
+        pa.field("verify", pa.string(), nullable=False),
+        pa.field("decisions", pa.string(), nullable=False),
         pa.field("budget", pa.string(), nullable=False),
         pa.field("seed", pa.int64()),
         pa.field("nodes", pa.list_(pa.field("element", NODE, nullable=False)), nullable=False),
@@ -247,7 +262,8 @@ def _unpack(row: dict[str, Any]) -> dict[str, Any]:
 
 def _newest(metadata: pq.FileMetaData) -> datetime:
     """The latest `created_at`, from the footer alone."""
-    column = SCHEMA.names.index("created_at")  # Parquet's own index too: those before are flat
+    column = SCHEMA.names.index("created_at")  # Parquet's own index too: those before are flat,
+    # in every version of the schema
     groups = map(metadata.row_group, range(metadata.num_row_groups))
     latest = (group.column(column).statistics.max.astimezone(UTC) for group in groups)
     return max(latest, default=BEGINNING)
