@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
 
-from server.profiles import shipped
+from server.profiles import Aggregate, Style, shipped
 
 
 class Frozen(BaseModel):
@@ -85,10 +85,34 @@ EngineSettings = Annotated[VllmSettings | HttpSettings, Field(discriminator="kin
 
 
 class PrmSettings(Frozen):
-    """The process reward model: in this process, or a remote vLLM's /pooling route."""
+    """The process reward model: in this process, or behind a remote vLLM.
+
+    How it is read is in a profile: that of `engine.profile`, else the one shipped for its name,
+    else its policy's. The other fields here take the place of that profile's.
+    """
 
     engine: EngineSettings
-    step_token: str | None = Field(None, description="overrides the profile's")
+    style: Style | None = None
+    step_token: str | None = None
+    step: str | None = None
+    separator: str | None = None
+    prompt: str | None = None
+    system: str | None = None
+    good: str | None = None
+    bad: str | None = None
+    aggregate: Aggregate | None = None
+
+
+class OrmSettings(Frozen):
+    """An outcome reward model: a sequence classifier that reads a chat and its whole answer.
+
+    Its score has no bounds. An answer is worth 1 / (1 + exp(-(score - center) / scale)).
+    """
+
+    engine: EngineSettings
+    system: str | None = Field(None, description="put before a chat that has no system message")
+    center: float = Field(0.0, description="the score that is worth 0.5")
+    scale: float = Field(1.0, gt=0, description="how much more is worth 0.73")
 
 
 class Limits(Frozen):
@@ -107,6 +131,25 @@ class Limits(Frozen):
     queue: int = Field(256, ge=0, description="waiting to run; beyond that 429")
     body_bytes: int = Field(1 << 20, ge=1024)
     header_count: int = Field(100, ge=8)
+
+
+class Scheduling(Frozen):
+    """How the policy is shared between searches (`server/engine/share.py`)."""
+
+    enabled: bool = Field(True, description="false: every request goes straight to the engine")
+    kv_high: float = Field(
+        0.9, gt=0, le=1, description="share of the KV cache in use from which nothing new is begun"
+    )
+    kv_low: float = Field(0.8, ge=0, le=1, description="and below which it is begun again")
+    weights: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        {}, description="by tenant, as traces name it; 1 where unset: 2 gets twice the tokens"
+    )
+
+    @model_validator(mode="after")
+    def _low_is_lower(self) -> Scheduling:
+        if self.kv_low > self.kv_high:
+            raise ValueError(f"kv_low is {self.kv_low}, above kv_high, {self.kv_high}")
+        return self
 
 
 class TraceSettings(Frozen):
@@ -134,9 +177,11 @@ class Settings(Frozen):
     server: ServerSettings = ServerSettings()
     policy: EngineSettings
     prm: PrmSettings | None = None
+    orm: OrmSettings | None = None
     profile: ProfileName | None = Field(None, description="overrides the policy's")
     speculation: int = Field(
         0, ge=0, description="tokens that an open branch may run ahead of its scorer; 0: none"
     )
     limits: Limits = Limits()
+    scheduling: Scheduling = Scheduling()
     traces: TraceSettings = TraceSettings()

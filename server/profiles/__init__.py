@@ -56,7 +56,9 @@ class PrmProfile(Frozen):
     style: Style = "step_token"
     step_token: str = "<extra_0>"  # of the styles step_token and label; one token
     step: str = "{step}"  # a step's text, without its delimiter, as it stands before that token
-    separator: str = ""  # before every step but the first; in turns, steps have no separator
+    # Before every step but the first. None: the delimiter that the last step ended with, or
+    # nothing where a step token or a turn stands in its place.
+    separator: str | None = None
     # The text before the first step, such as "{question} ", after the tokenizer's first token.
     # None: the model's own chat template. In `turns` it opens the user's first turn.
     prompt: str | None = None
@@ -74,7 +76,7 @@ class PrmProfile(Frozen):
             raise ValueError("prompt needs {question} once")
         if self.style == "turns" and self.prompt is None:
             raise ValueError("style turns needs a prompt")
-        if self.style == "turns" and self.separator:
+        if self.style == "turns" and self.separator is not None:
             raise ValueError("style turns has no separator")
         return self
 
