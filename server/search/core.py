@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Protocol
 
 from server.budget import Budget, BudgetSpent
@@ -29,6 +29,9 @@ from server.types import (
     Step,
     Stop,
 )
+
+
+OnStep = Callable[[Node], None]
 
 
 class Runs(Protocol):
@@ -104,20 +107,22 @@ class Search:
         score: bool = True,
         merge: bool = False,
         operator: Operator | None = None,
+        on_step: OnStep | None = None,
     ) -> Node:
         """Sample one continuation of `parent`, attach it, score it; the node where it ends.
 
         `until=Stop.END` writes the whole answer: a chain of one node a step, scored at its
         end. `merge` returns the sibling that already says the same, if there is one, and
         counts it (`Node.multiplicity`). `operator` says how the policy is made to go on; if
-        None, the search's actions do. Raises `BudgetSpent`, also where the context is full.
+        None, the search's actions do. `on_step` is told of each step of a whole answer as it
+        lands, while the policy writes on; not of the last one. Raises `BudgetSpent`, also where the context is full.
         """
         if self.solved:
             raise BudgetSpent
         if score:
             self.budget.call()
         try:
-            node = await self._write(parent, until, merge, operator)
+            node = await self._write(parent, until, merge, operator, on_step)
             if score and node.score is None:
                 score = False  # from here on the call is made
                 await self._score(node)
@@ -133,18 +138,31 @@ class Search:
             self.budget.call()
             await self._score(node)
 
-    async def _write(self, node: Node, until: Stop, merge: bool, operator: Operator | None) -> Node:
+    async def _write(
+        self,
+        node: Node,
+        until: Stop,
+        merge: bool,
+        operator: Operator | None,
+        on_step: OnStep | None,
+    ) -> Node:
         ordinal = _next_ordinal(node)
         while True:
             how = operator or self._operator(node, ordinal)
-            node = await self._turn(node, ordinal, until, merge, how)
+            node = await self._turn(node, ordinal, until, merge, how, on_step)
             if until is Stop.STEP or node.finished:
                 return node
             # An aside is over, and the answer is not: the policy is asked for the rest of it.
             operator, ordinal = None, _next_ordinal(node)
 
     async def _turn(
-        self, node: Node, ordinal: int, until: Stop, merge: bool, how: Operator
+        self,
+        node: Node,
+        ordinal: int,
+        until: Stop,
+        merge: bool,
+        how: Operator,
+        on_step: OnStep | None,
     ) -> Node:
         """Write on under `how`, to the end of a step or of the turn."""
         begin = opening(node, how, self.writer.engine.tokenizer)
@@ -161,6 +179,8 @@ class Search:
                 begin = PLAIN
                 if until is Stop.STEP or path.node.finished or step.stop is Stop.END:
                     return path.node
+                if on_step is not None:
+                    on_step(path.node)
                 ordinal = _next_ordinal(path.node)
                 path.place = (*path.node.place, ordinal)
 
