@@ -8,10 +8,13 @@ from datetime import UTC, datetime
 from typing import Protocol
 from uuid import uuid4
 
+from server.admission import Admission
 from server.ask import Ask, Preparer
 from server.budget import Budget
 from server.config import Settings
-from server.errors import NoAnswer, Overloaded
+from server.engine.share import Share
+from server.engine.shared import shared
+from server.errors import NoAnswer
 from server.profiles import Profile
 from server.reward import Models, Verifier
 from server.search.answers import Answer, rank
@@ -20,6 +23,7 @@ from server.search.events import Listener
 from server.search.record import node_records, usage_record
 from server.search.writer import Shape
 from server.traces.schema import Trace, UsageRecord, Versions
+from server.types import Engine
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +66,13 @@ class Service:
         self.settings, self.models = settings, models
         self.prepare = Preparer(settings.limits, models).prepare
         self._traces, self._observer = traces, observer
-        self._slots = asyncio.Semaphore(settings.limits.searches)
-        self._waiting = 0
+        self.share = Share(models.policy.load, settings.scheduling)
+        self._admission = Admission(
+            settings.limits,
+            settings.scheduling.weights,
+            full=self._full,
+            queued=observer.queued if observer else None,
+        )
 
     @property
     def profile(self) -> Profile:
@@ -76,36 +85,25 @@ class Service:
         """
         clock = asyncio.get_running_loop().time
         asked = clock()
-        await self._admit(ask)
-        try:
-            return await self._search(ask, listener, waited=clock() - asked)
-        finally:
-            self._slots.release()
+        seconds = ask.budget.seconds
+        assert seconds is not None
+        async with self._admission.admitted(ask.tenant, seconds):
+            left = max(0.0, seconds - (clock() - asked))
+            if not self.settings.scheduling.enabled:
+                return await self._search(ask, listener, self.models.policy, left)
+            with shared(self.models.policy, self.share, ask.tenant, left) as policy:
+                return await self._search(ask, listener, policy, left)
 
-    async def _admit(self, ask: Ask) -> None:
-        if self._slots.locked() and self._waiting >= self.settings.limits.queue:
-            raise Overloaded(
-                f"{self.settings.limits.searches} searches run and {self._waiting} wait"
-            )
-        self._wait(+1)
-        try:
-            async with asyncio.timeout(ask.budget.seconds):
-                await self._slots.acquire()
-        except TimeoutError:
-            raise Overloaded("the search's time ran out in the queue") from None
-        finally:
-            self._wait(-1)
+    def _full(self) -> bool:
+        return self.settings.scheduling.enabled and self.share.full
 
-    def _wait(self, change: int) -> None:
-        self._waiting += change
-        if self._observer:
-            self._observer.queued(self._waiting)
-
-    async def _search(self, ask: Ask, listener: Listener | None, *, waited: float) -> Outcome:
+    async def _search(
+        self, ask: Ask, listener: Listener | None, policy: Engine, seconds: float
+    ) -> Outcome:
         clock = asyncio.get_running_loop().time
         models, started, trace_id = self.models, clock(), uuid4().hex
         version = models.policy.version
-        search = self._new_search(ask, listener, waited)
+        search = self._new_search(ask, listener, policy, seconds)
         error: BaseException | None = None
         answers: list[Answer] = []
         if self._observer:
@@ -127,17 +125,19 @@ class Service:
                 self._traces.put(trace)
         return Outcome(trace_id, answers[: ask.n], usage, trace, models.policy.name, version)
 
-    def _new_search(self, ask: Ask, listener: Listener | None, waited: float) -> Search:
-        """`waited` seconds in the queue count against the caller's."""
+    def _new_search(
+        self, ask: Ask, listener: Listener | None, policy: Engine, seconds: float
+    ) -> Search:
+        """`seconds` are what the queue has left of the caller's."""
         budget = ask.budget
-        assert budget.tokens is not None and budget.seconds is not None
+        assert budget.tokens is not None
         return Search(
             ask.prompt,
-            self.models.policy,
+            policy,
             ask.scorer,
             Budget(
                 tokens=budget.tokens,
-                seconds=max(0.0, budget.seconds - waited),
+                seconds=seconds,
                 calls=budget.calls,
                 concurrency=budget.concurrency,
                 reserve=min(ask.max_tokens, budget.tokens // 4),

@@ -215,6 +215,9 @@ class Load:
     running: int
     waiting: int
     capacity: int  # sequences it runs at once
+    kv: float = 0.0  # share of the KV cache in use; 0 where the engine does not tell
+    kv_tokens: int = 0  # that the KV cache holds; 0 where the engine does not tell
+    preempted: int = 0  # requests thrown out of the KV cache so far, to be computed again
 
     @property
     def room(self) -> bool:

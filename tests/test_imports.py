@@ -25,6 +25,7 @@ LAYERS = [
     "server.search",
     "server.traces",
     "server.ask",
+    "server.admission",
     "server.service",
     "server.metrics",
     "server.api",
