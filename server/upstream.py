@@ -70,6 +70,17 @@ class Upstream:
                 content = await self._json(response)
                 return None if response.status_code == 404 else content
 
+    async def text(self, path: str, *, within: float) -> str | None:
+        """What is at `path`; None if nothing is. One try, of so many seconds; takes no slot."""
+        with boundary(self._error, path):
+            async with asyncio.timeout(within):
+                response = await self._send("GET", path, None, retries=0)
+                try:
+                    content = await response.aread()
+                finally:
+                    await response.aclose()
+        return None if response.status_code == 404 else content.decode(errors="replace")
+
     async def card(self, model: str, *, required: bool = True) -> dict[str, Any]:
         """What the server says of one of its models; {} if it says nothing and need not."""
         answer = await self.get("/v1/models")

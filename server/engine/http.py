@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from server.config import HttpSettings
+from server.engine import tops
 from server.engine.bounds import fit
+from server.engine.gauges import Gauges
 from server.engine.http_chat import Chat
 from server.engine.http_stream import Job
 from server.engine.http_vllm import Completions
@@ -36,6 +38,7 @@ class HttpEngine:
         self.version = "unknown"
         self._upstream = Upstream(settings, error=EngineError, dead=EngineDead)
         self._dialect: Chat | Completions
+        self._gauges: Gauges | None = None
 
     async def start(self) -> None:
         """Ask the server what it serves. `EngineDead` if it cannot be reached, `EngineError` if it
@@ -48,6 +51,8 @@ class HttpEngine:
             raise
 
     async def close(self) -> None:
+        if self._gauges is not None:
+            await self._gauges.close()
         await self._upstream.close()
 
     def stream(
@@ -62,9 +67,12 @@ class HttpEngine:
         top_logprobs: int = 0,
     ) -> Stream:
         fit(self.name, self.context, len(prompt_ids), max_tokens)
+        tops.check(top_logprobs)
         if not all(sampling.stop):
             raise BadRequest("a stop string must not be empty", param="stop")
-        job = Job(prompt_ids, max_tokens, seed, sampling, cut, priority)
+        if self._gauges is not None:
+            self._gauges.watch()
+        job = Job(prompt_ids, max_tokens, seed, sampling, cut, priority, top_logprobs)
         return self._dialect.stream(job, self.version)
 
     async def label_logprobs(
@@ -76,8 +84,13 @@ class HttpEngine:
         return await self._dialect.label_logprobs(ids, labels)
 
     def load(self) -> Load:
-        """Our own requests; what others ask of the same server is not seen."""
-        return Load(self._upstream.running, self._upstream.waiting, self.settings.capacity)
+        """Our own requests, while those that others send to the same server are not seen; the KV
+        cache by the server's metrics."""
+        running, waiting = self._upstream.running, self._upstream.waiting
+        load = Load(running, waiting, self.settings.capacity)
+        if self._gauges is None or not running:
+            return load
+        return self._gauges.seen(load)
 
     async def check(self) -> None:
         """One try, at most `connect_timeout` seconds."""
@@ -99,6 +112,7 @@ class HttpEngine:
             tokenizer = await asyncio.to_thread(HFTokenizer, path)
         self.tokenizer = tokenizer
         self._dialect = Completions(self.settings, self._upstream, tokenizer)
+        self._gauges = Gauges(self._upstream)
         if await self._dialect.gives_raw_logprobs(tokenizer.render([Message("user", "1")])):
             log.warning(
                 "%s reports raw log-probabilities; run it with --logprobs-mode processed_logprobs",

@@ -24,6 +24,7 @@ from vllm.exceptions import VLLMValidationError
 from vllm.platforms import current_platform
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.metrics.loggers import PrometheusStatLogger
 
 from server.config import VllmSettings
 from server.errors import BadRequest, EngineDead, EngineError, PonderError, boundary
@@ -56,7 +57,8 @@ GRACE = 2.0  # seconds that an engine's process has to end before it is killed: 
 def arguments(settings: VllmSettings, defaults: Mapping[str, Any] | None = None) -> AsyncEngineArgs:
     """Engine arguments: ours, `defaults` over them, the user's `extra` over both.
 
-    Statistics are off: they are process-wide Prometheus collectors, which a second engine wipes.
+    vLLM's own statistics are off: they cost time for each token, and are process-wide Prometheus
+    collectors, which a second engine wipes. `Meter` takes what is needed.
     `BadRequest` on an argument that vLLM does not have.
     """
     known = {f.name for f in fields(AsyncEngineArgs)}
@@ -109,6 +111,42 @@ def terminate() -> None:
     signal.raise_signal(signal.SIGTERM)
 
 
+class Meter(PrometheusStatLogger):
+    """What the engine's scheduler says of its KV cache, with each of its steps.
+
+    A subclass without its parent's collectors, which vLLM would otherwise make, too.
+    """
+
+    def __init__(self, vllm_config: Any, engine_indexes: list[int] | None = None):
+        self.preempted = 0
+        self._used: dict[int, float] = {}  # share in use, by data-parallel rank
+
+    @property
+    def used(self) -> float:
+        return sum(self._used.values()) / len(self._used) if self._used else 0.0
+
+    def record(
+        self,
+        scheduler_stats: Any,
+        iteration_stats: Any,
+        mm_cache_stats: Any = None,
+        engine_idx: int = 0,
+    ) -> None:
+        if scheduler_stats is not None:
+            self._used[engine_idx] = scheduler_stats.kv_cache_usage
+            # Counted when they resume.
+            self.preempted += scheduler_stats.prefix_cache_stats.preempted_requests
+
+    def log_engine_initialized(self) -> None:
+        """Nothing to say."""
+
+    def record_sleep_state(self, sleep: int = 0, level: int = 0) -> None:
+        """Not kept."""
+
+    def record_admission_rejection(self, reason: str) -> None:
+        """Not kept."""
+
+
 class Llm:
     """An `AsyncLLM` that comes back. `on_exit` is called at its death if settings say "exit".
 
@@ -129,6 +167,8 @@ class Llm:
         self._defaults = defaults
         self._on_exit = on_exit
         self._engine: AsyncLLM | None = None
+        self._meter: Meter
+        self._kv_tokens = 0  # that the KV cache holds
         self._revival: asyncio.Task[None] | None = None
         self._closing = False
         self._ids = count()
@@ -138,10 +178,18 @@ class Llm:
         prepare_environment()
         engine_arguments = arguments(self._settings, self._defaults)
         with llm_boundary(f"starting {self.name}"):
-            engine = await asyncio.to_thread(AsyncLLM.from_engine_args, engine_arguments)
+            engine = await asyncio.to_thread(
+                AsyncLLM.from_engine_args, engine_arguments, stat_loggers=[Meter]
+            )
+            engine.log_stats = False  # on this side of the wire: they are made for each token
             engine._run_output_handler()
             # It ends when the engine's process does, after telling every open request.
             engine.output_handler.add_done_callback(lambda _: self._died(engine))
+        assert engine.logger_manager is not None
+        loggers = engine.logger_manager.stat_loggers
+        self._meter = next(m for m in loggers if isinstance(m, Meter))
+        cache = engine.vllm_config.cache_config
+        self._kv_tokens = (cache.num_gpu_blocks or 0) * cache.block_size
         self._engine = engine
 
     async def close(self) -> None:
@@ -171,10 +219,15 @@ class Llm:
 
     @property
     def load(self) -> Load:
-        """By this process's own books: requests submitted and not finished."""
-        open_ = 0 if self._engine is None else self._engine.get_num_unfinished_requests()
-        running = min(open_, self.capacity)
-        return Load(running=running, waiting=open_ - running, capacity=self.capacity)
+        """Requests by this process's own books, submitted and not finished; the KV cache by the
+        engine's."""
+        engine, capacity = self._engine, self.capacity
+        if engine is None:
+            return Load(0, 0, capacity)
+        open_ = engine.output_processor.get_num_unfinished_requests()
+        running = min(open_, capacity)
+        kv = self._meter.used if open_ else 0.0  # its last word was before the last request ended
+        return Load(running, open_ - running, capacity, kv, self._kv_tokens, self._meter.preempted)
 
     def request_id(self) -> str:
         return f"{self.name}-{next(self._ids)}"

@@ -37,6 +37,8 @@ class Room:
         self._short = False  # it was for want of tokens that the last request did not fit
         self._recovering = 0  # tokens to be given back before another sign counts
         self._preempted = 0
+        self._kv = 0.0  # what the engine said last
+        self._ceiling = 2.0  # of `overcommit`, until it says something new
 
     def fits(self, size: int) -> bool:
         """Whether a request of `size` tokens may go to the engine now. One always may."""
@@ -60,6 +62,8 @@ class Room:
 
     def look(self, load: Load) -> None:
         """Take note of what the engine says."""
+        if load.kv != self._kv:
+            self._kv, self._ceiling = load.kv, 2 * self.overcommit
         if load.kv >= self._high or load.preempted > self._preempted:
             self._congested(load)
             self.full = load.kv >= self._low
@@ -80,7 +84,7 @@ class Room:
         """A request has ended."""
         if self._short and not self.full:
             grown = self.overcommit * (1 + self._growth * size / self.reserved)
-            self.overcommit = min(MOST, grown)
+            self.overcommit = min(MOST, self._ceiling, grown)
         self.in_flight -= 1
         self.reserved -= size
         self._recovering = max(0, self._recovering - size)
