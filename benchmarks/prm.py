@@ -22,6 +22,7 @@ from typing import Any
 
 from benchmarks.common import Report, options
 from server.config import VllmSettings
+from server.profiles import PrmProfile
 from server.reward.client import Memory, PrmClient, Rows
 from server.reward.prm import VllmPrm
 from server.reward.process import PrmScorer
@@ -40,7 +41,7 @@ class Whole:
     def __init__(self, prm: VllmPrm):
         self._prm = prm
         self.name, self.version, self.context = prm.name, prm.version, prm.context
-        self.tokenizer, self.step_id, self.memory = prm.tokenizer, prm.step_id, Memory()
+        self.layout, self.memory = prm.layout, Memory()
 
     async def start(self) -> None: ...
 
@@ -48,8 +49,8 @@ class Whole:
 
     async def check(self) -> None: ...
 
-    async def rows(self, ids: Sequence[int], *, reuse: bool = True) -> Rows:
-        return await self._prm.rows(ids, reuse=False)
+    async def rows(self, ids: Sequence[int], marks: Sequence[int], *, reuse: bool = True) -> Rows:
+        return await self._prm.rows(ids, marks, reuse=False)
 
 
 class Branch:
@@ -57,12 +58,12 @@ class Branch:
 
     def __init__(self, prm: PrmClient, prefix: int, rng: random.Random):
         self.rng = rng
-        chat = prm.tokenizer.render((Message("user", ""),))
+        chat = prm.layout.begin((Message("user", ""),)).ids
         message = Message("user", self._letters(prefix % STEP + STEP - len(chat) % STEP))
         self.prompt = Prompt((message,), ())
-        self.scorer = PrmScorer(prm, "last", "\n", None)
+        self.scorer = PrmScorer(prm, "last", "\n")
         self.leaf = Node()
-        length = len(prm.tokenizer.render(self.prompt.messages))
+        length = len(prm.layout.begin(self.prompt.messages).ids)
         assert (prefix - length) % STEP == 0
         for _ in range((prefix - length) // STEP):
             self.grow()
@@ -120,7 +121,7 @@ async def main() -> None:
     chosen = options(__doc__)
     rounds = 5 if chosen.quick else 30
     report = Report("prm", quick=chosen.quick, step=STEP, rounds=rounds)
-    prm = VllmPrm(VllmSettings(model=str(MODEL)), "<extra_0>")
+    prm = VllmPrm(VllmSettings(model=str(MODEL)), PrmProfile())
     await prm.start()
     rows: dict[tuple[int, int], dict[str, Any]] = {}
     try:

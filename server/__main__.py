@@ -211,7 +211,8 @@ def check(file: Annotated[Path, typer.Argument(dir_okay=False)], set_: SetOption
     """Say whether FILE, with the environment and --set over it, is valid. Loads no model."""
     settings = settings_of(file, set_, {})
     prm = settings.prm.engine.model if settings.prm else "none"
-    typer.echo(f"{file}: ok (policy {settings.policy.model}, prm {prm})")
+    orm = f", orm {settings.orm.engine.model}" if settings.orm else ""
+    typer.echo(f"{file}: ok (policy {settings.policy.model}, prm {prm}{orm})")
 
 
 def settings_of(file: Path | None, texts: list[str] | None, flags: dict[str, Any]) -> Settings:

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from server.config import Limits
 from server.errors import BadRequest
 from server.profiles import Profile
-from server.reward import Confidence, Label, Models, Prm, Reward
+from server.reward import Label, Models, Orm, Prm, Reward, Value, default_reward
 from server.search import BestOfN, Strategy
 from server.types import Message, Prompt, Sampling, Scorer
 
@@ -71,7 +71,7 @@ class Preparer:
         """
         limits = self.limits
         prompt = self._render(messages)
-        reward = reward or (Prm() if self.models.prm else Confidence())
+        reward = reward or default_reward(self.models)
         reward.check(prompt)
         scorer = reward.scorer(self.models)
         max_tokens = self._max_tokens(prompt, self._context(reward), max_tokens)
@@ -116,8 +116,10 @@ class Preparer:
         context = self.models.policy.context
         if isinstance(reward, Label):
             return context - 1  # the label comes after the last token
-        if isinstance(reward, Prm) and self.models.prm is not None:
+        if isinstance(reward, Prm | Value) and self.models.prm is not None:
             return min(context, self.models.prm.context)
+        if isinstance(reward, Orm) and self.models.orm is not None:
+            return min(context, self.models.orm.context)
         return context
 
     def _max_tokens(self, prompt: Prompt, context: int, asked: int | None) -> int:

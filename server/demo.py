@@ -51,7 +51,8 @@ async def started(settings: Settings, console: Console) -> AsyncIterator[Running
     """A private server; says what takes so long."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    models = [settings.policy.model, *([settings.prm.engine.model] if settings.prm else [])]
+    rewards = [r.engine.model for r in (settings.prm, settings.orm) if r is not None]
+    models = [settings.policy.model, *rewards]
     with console.status(f"starting {' and '.join(models)}") as status:
         async with serving(private(settings)) as running:
             status.stop()

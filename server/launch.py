@@ -156,8 +156,9 @@ async def built(settings: Settings, stack: AsyncExitStack) -> tuple[Service, Fas
     with timed("importing the engines"):
         policy = engine.build(settings.policy)
         prm = reward.build_prm(settings.prm, profile) if settings.prm else None
+        orm = reward.build_orm(settings.orm) if settings.orm else None
     traces = make_store(settings.traces)
-    parts = {"policy": policy, "prm": prm, "traces": traces}
+    parts = {"policy": policy, "prm": prm, "orm": orm, "traces": traces}
     starts = []
     for name, part in parts.items():
         if part is not None:
@@ -166,7 +167,8 @@ async def built(settings: Settings, stack: AsyncExitStack) -> tuple[Service, Fas
     await _started(starts, together=may_start_together(settings))
     metrics = Metrics(CollectorRegistry())
     watch(metrics, policy, traces)
-    service = Service(settings, Models(policy, profile, prm), traces=traces, observer=metrics)
+    service = Service(settings, Models(policy, profile, prm, orm), traces=traces, observer=metrics)
+    metrics.watch("share_waiting", "Requests that wait for room", lambda: service.share.waiting)
     return service, create_app(service, settings, traces, metrics)
 
 
@@ -175,6 +177,8 @@ def watch(metrics: Metrics, policy: Engine, traces: TraceStore) -> None:
     for name, text, value in (
         ("engine_requests_running", "Policy requests running", lambda: policy.load().running),
         ("engine_requests_waiting", "Policy requests waiting", lambda: policy.load().waiting),
+        ("engine_kv_usage", "Share of its KV cache in use", lambda: policy.load().kv),
+        ("engine_preemptions", "Requests it computed again", lambda: policy.load().preempted),
         ("traces_pending", "Traces not yet written", lambda: traces.stats().pending),
         ("traces_dropped", "Traces lost to a full queue or disk", lambda: traces.stats().dropped),
         ("traces_rejected", "Traces that cannot be stored", lambda: traces.stats().rejected),
@@ -206,7 +210,7 @@ def timed(what: str) -> Iterator[None]:
 
 
 def may_start_together(settings: Settings) -> bool:
-    """Not if an engine takes its share of what memory is free, which the other changes."""
+    """Not if an engine takes its share of what memory is free, which the others change."""
     local = list(local_engines(settings).values())
     return len(local) < 2 or all(e.kv_cache_bytes is not None for e in local)
 
@@ -216,6 +220,8 @@ def local_engines(settings: Settings) -> dict[str, VllmSettings]:
     engines = {"policy": settings.policy}
     if settings.prm is not None:
         engines["prm.engine"] = settings.prm.engine
+    if settings.orm is not None:
+        engines["orm.engine"] = settings.orm.engine
     return {key: e for key, e in engines.items() if isinstance(e, VllmSettings)}
 
 

@@ -116,6 +116,7 @@ class Operator(BaseModel):
     ask: str = Field("", description="the user says this to what the policy has written so far")
     fresh: bool = Field(False, description="what follows is a new answer, not more of this one")
     aside: bool = Field(False, description="the end of this turn is not the end of the answer")
+    forget: bool = Field(False, description="of the attempts so far, only the last one is shown")
 
 
 class Status(StrEnum):
@@ -152,10 +153,10 @@ class Node:
     behaviour: str | None = None  # of the operator it was written under
     fresh: bool = False  # the answer begins anew here
     aside: bool = False  # of a turn whose end is not the end of the answer
+    greedy: bool = False  # written at temperature 0, to look ahead: no sample of the policy
+    resampled: bool = False  # how many children it has was decided by resampling
     outcome: float | None = None  # a verifier's verdict on the answer that ends here
     parts: dict[str, float] = field(default_factory=dict)  # raw verdicts of a composite's scorers
-    # What this node adds to the ids the scorer reads, where it has a tokenizer of its own.
-    scorer_ids: tuple[int, ...] | None = None
 
     @property
     def depth(self) -> int:

@@ -7,19 +7,35 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from server.profiles import AnswerProfile, Profile
+from server.config import OrmSettings, VllmSettings
+from server.profiles import AnswerProfile, PrmProfile, Profile
 from server.reward.cache import VerdictCache
 from server.reward.client import Memory, Rows
-from server.types import Message, Node, Prompt, Step, Stop, Tokenizer
+from server.reward.layout import Layout
+from server.types import Message, Node, Prompt, Step, Stop
 from tests.fakes import CodePoints
 
 STEP_ID = 2
+BEGIN = 3  # the token that a document begins with
 PROFILE = Profile(name="test", delimiter="\n", answer=AnswerProfile(pattern=r"Answer: ([^\n]+)"))
 
 
 def verdict_of(ids: Sequence[int]) -> float:
     """What the fake PRM says at the end of `ids`."""
     return random.Random(str(list(ids))).random()
+
+
+class Words(CodePoints):
+    """A PRM's tokenizer: code points, of which `<extra_0>` is none."""
+
+    def ids_of(self, token: str) -> int:
+        return STEP_ID if token == "<extra_0>" else ord(token)
+
+    def document(self, text: str) -> tuple[int, ...]:
+        return (BEGIN, *self.encode(text))
+
+    def chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        return self.render(messages)
 
 
 @dataclass
@@ -30,14 +46,16 @@ class FakePrm:
     name: str = "fake-prm"
     version: str = "v1"
     context: int = 4096
-    tokenizer: Tokenizer = field(default_factory=CodePoints)
-    step_id: int = STEP_ID
+    profile: PrmProfile = field(default_factory=PrmProfile)
     running: int = 0
     passes: list[tuple[int, bool]] = field(default_factory=list)  # tokens computed, reuse
     blocks: set[tuple[int, ...]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.memory = Memory(VerdictCache(self.entries))
+        self.tokenizer = Words()
+        self.layout = Layout(self.tokenizer, self.profile)
+        self.settings = OrmSettings(engine=VllmSettings(model="fake"))
 
     async def start(self) -> None: ...
 
@@ -45,8 +63,8 @@ class FakePrm:
 
     async def check(self) -> None: ...
 
-    async def rows(self, ids: Sequence[int], *, reuse: bool = True) -> Rows:
-        assert ids[-1] == self.step_id
+    async def rows(self, ids: Sequence[int], marks: Sequence[int], *, reuse: bool = True) -> Rows:
+        assert marks[-1] == len(ids) - 1
         cached = self._cached(tuple(ids)) if reuse else 0
         self.running += 1
         self.passes.append((len(ids) - cached, reuse))
@@ -54,9 +72,11 @@ class FakePrm:
             await asyncio.sleep(self.delay)
         finally:
             self.running -= 1
-        marks = [at for at in range(cached, len(ids)) if ids[at] == self.step_id]
-        scores = {at: verdict_of(ids[: at + 1]) for at in marks}
+        scores = {at: self.verdict(ids[: at + 1]) for at in marks if at >= cached}
         return Rows(scores, computed=len(ids) - cached, cached=cached)
+
+    def verdict(self, ids: Sequence[int]) -> float:
+        return verdict_of(ids)
 
     def _cached(self, ids: tuple[int, ...]) -> int:
         """Tokens of `ids` in whole cached blocks; its own blocks are cached from now on."""

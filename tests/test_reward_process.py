@@ -145,7 +145,7 @@ def test_any_tree_in_any_order(
 )
 def test_aggregates(rule: str, value: float) -> None:
     class Fixed(FakePrm):
-        async def rows(self, ids: object, *, reuse: bool = True) -> Rows:
+        async def rows(self, ids: object, marks: object, *, reuse: bool = True) -> Rows:
             return Rows({3: 0.5, 5: 0.25, 7: 0.5}, 8, 0)
 
     reward = Prm.model_validate({"aggregate": rule})
@@ -166,10 +166,8 @@ def test_an_empty_step_has_no_verdict_unless_it_is_all() -> None:
 
 
 def test_the_profiles_system_message_is_put_where_there_is_none() -> None:
-    profile = PROFILE.model_copy(update={"prm": PrmProfile(system="S")})
-
     async def value(prompt: Prompt) -> float:
-        scorer = Prm().scorer(Models(FakeEngine(), profile, FakePrm()))
+        scorer = scorer_of(FakePrm(profile=PrmProfile(system="S")))
         return (await scored(scorer, grow(None, "a\n"), prompt)).value
 
     with_system = verdict_of(ids_of(prompt_of("Q", system="S"), "a"))
@@ -198,7 +196,7 @@ def test_no_prm_is_a_bad_request() -> None:
 @pytest.mark.parametrize("verdict", [float("nan"), 1.5, -0.1])
 def test_a_verdict_that_is_no_probability(verdict: float) -> None:
     class Broken(FakePrm):
-        async def rows(self, ids: object, *, reuse: bool = True) -> Rows:
+        async def rows(self, ids: object, marks: object, *, reuse: bool = True) -> Rows:
             return Rows({3: verdict}, 4, 0)
 
     with pytest.raises(ScorerError, match="not in"):
@@ -207,7 +205,7 @@ def test_a_verdict_that_is_no_probability(verdict: float) -> None:
 
 def test_whatever_fails_is_a_scorer_error() -> None:
     class Broken(FakePrm):
-        async def rows(self, ids: object, *, reuse: bool = True) -> Rows:
+        async def rows(self, ids: object, marks: object, *, reuse: bool = True) -> Rows:
             raise TimeoutError("slow")
 
     with pytest.raises(ScorerError, match="fake-prm: TimeoutError: slow"):
@@ -227,7 +225,7 @@ def test_a_path_too_long_for_the_prm() -> None:
 
 def test_a_dead_prm_is_not_a_dead_policy() -> None:
     class Dead(FakePrm):
-        async def rows(self, ids: object, *, reuse: bool = True) -> Rows:
+        async def rows(self, ids: object, marks: object, *, reuse: bool = True) -> Rows:
             raise EngineDead("gone")
 
     with pytest.raises(ScorerDead, match="gone"):

@@ -19,6 +19,7 @@ from tests.scripted import Reply, Scripted, document, free_port, refusal, servin
 
 STEP = 7  # <extra_0> in the reference PRM's vocabulary
 IDS = (1, 20, STEP, 21, STEP)
+MARKS = (2, 4)
 Shape = Callable[[list[int]], list[Any]]
 
 
@@ -101,18 +102,18 @@ def expected(*marks: int) -> dict[int, float]:
 async def test_a_pass_gives_every_verdict(remote: Scripted, shape: Shape) -> None:
     model = await started(remote, shape)
     remote.will(pooler(remote, shape))
-    rows = await model.rows(IDS)
+    rows = await model.rows(IDS, MARKS)
     await model.close()
     assert dict(rows.scores) == expected(2, 4)
     assert (rows.computed, rows.cached) == (5, 0)
-    assert (model.step_id, model.context, model.version) == (STEP, 512, "step-7")
+    assert (model.layout.step_id, model.context, model.version) == (STEP, 512, "step-7")
 
 
 async def test_a_classifier_gives_the_last_verdict_or_all_on_demand(remote: Scripted) -> None:
     model = await started(remote, last_row)
     remote.will(*[pooler(remote, last_row)] * 2)
-    assert dict((await model.rows(IDS)).scores) == expected(4)
-    assert dict((await model.rows(IDS, reuse=False)).scores) == expected(2, 4)
+    assert dict((await model.rows(IDS, MARKS)).scores) == expected(4)
+    assert dict((await model.rows(IDS, MARKS, reuse=False)).scores) == expected(2, 4)
     await model.close()
     assert remote.requests[1]["input"] == [list(IDS[:3]), list(IDS)]
 
@@ -123,7 +124,7 @@ async def test_one_label_is_the_verdict(remote: Scripted) -> None:
 
     model = await started(remote, one)
     remote.will(pooler(remote, one))
-    assert dict((await model.rows(IDS)).scores) == expected(2, 4)
+    assert dict((await model.rows(IDS, MARKS)).scores) == expected(2, 4)
     await model.close()
 
 
@@ -131,7 +132,7 @@ async def test_what_queues_goes_together(remote: Scripted) -> None:
     model = await started(remote, step_rows)
     remote.will(*[pooler(remote, step_rows)] * 2)
     paths = [(*IDS[:-1], n, STEP) for n in range(20, 90)]
-    got = await asyncio.gather(*(model.rows(ids) for ids in paths))
+    got = await asyncio.gather(*(model.rows(ids, (2, 5)) for ids in paths))
     await model.close()
     assert [rows.scores[5] for rows in got] == [verdict(list(ids)) for ids in paths]
     assert sorted(len(sent["input"]) for sent in remote.requests) == [6, 64]
@@ -140,7 +141,7 @@ async def test_what_queues_goes_together(remote: Scripted) -> None:
 async def test_cancelling_closes_the_connection(remote: Scripted) -> None:
     model = await started(remote, step_rows)
     remote.will(remote.hanging())
-    task = asyncio.create_task(model.rows(IDS))
+    task = asyncio.create_task(model.rows(IDS, MARKS))
     await remote.waiting.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -153,14 +154,14 @@ async def test_failures_are_scorer_errors(remote: Scripted) -> None:
     model = await started(remote, step_rows)
     remote.will(refusal(400, "too long"), pooler(remote, lambda ids: step_rows(ids)[:1]))
     with pytest.raises(ScorerError, match="too long"):
-        await model.rows(IDS)
+        await model.rows(IDS, MARKS)
     with pytest.raises(ScorerError, match="gave 1 rows where 2 were due"):
-        await model.rows(IDS)
+        await model.rows(IDS, MARKS)
     await model.close()
 
 
 async def test_a_wrong_step_tag_is_named_at_the_start(remote: Scripted) -> None:
-    with pytest.raises(ScorerError, match="is its step_tag_id 7"):
+    with pytest.raises(ScorerError, match="nothing at the token 7"):
         await started(remote, lambda ids: [])
 
 

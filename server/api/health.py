@@ -42,12 +42,13 @@ def routes(parts: Parts) -> APIRouter:
 
 
 async def check(service: Service) -> None:
-    """Raise `EngineDead`, a 503, unless the policy and the reward model can serve."""
+    """Raise `EngineDead`, a 503, unless the policy and the reward models can serve."""
     models = service.models
     try:
         async with asyncio.timeout(READY_SECONDS):
             await models.policy.check()
-            if models.prm is not None:
-                await models.prm.check()
+            for model in (models.prm, models.orm):
+                if model is not None:
+                    await model.check()
     except (PonderError, TimeoutError) as error:
         raise EngineDead("a model is not ready", code="not_ready") from error

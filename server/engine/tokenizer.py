@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 
 from jinja2 import TemplateError
@@ -41,6 +41,9 @@ class HFTokenizer:
         self._added: dict[str, int] = {token.content: i for i, token in added.items()}
         self.control = frozenset(i for i, token in added.items() if token.special)
         self._twin = Backend.from_str(json.dumps(data | {"added_tokens": []}))
+        # Llama 2's kind writes a text's first word in another way than the same word further on.
+        newline, both = self._raw("\n"), self._raw("\na")
+        self._newline = newline if both[len(newline) :] != self._raw("a") else None
         # The unknown token is no control token: it stands for text.
         self._reserved = frozenset(added) - {self._hf.unk_token_id}
         self._names = re.compile("|".join(map(re.escape, sorted(self._added, key=len)[::-1])))
@@ -54,7 +57,15 @@ class HFTokenizer:
         return len(self._hf)
 
     def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """The chat as ids. `BadRequest` on an unknown role or a chat the template refuses."""
+        """The chat as ids, ready for the assistant to speak. `BadRequest` on an unknown role or
+        a chat the template refuses."""
+        return self._render(messages, reply=True)
+
+    def chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """The chat as ids that ends with its last message; errors as of `render`."""
+        return self._render(messages, reply=False)
+
+    def _render(self, messages: Sequence[Message], *, reply: bool) -> tuple[int, ...]:
         for n, message in enumerate(messages):
             if message.role not in ROLES:
                 allowed = ", ".join(ROLES)
@@ -63,23 +74,31 @@ class HFTokenizer:
                 )
         contents = [m.content for m in messages]
         skeleton = self._template(
-            [Message(m.role, f"\ue0f0{n}\ue0f1") for n, m in enumerate(messages)]
+            [Message(m.role, f"\ue0f0{n}\ue0f1") for n, m in enumerate(messages)], reply
         )
-        ids = self._with_control(self._template(messages))
+        ids = self._with_control(self._template(messages, reply))
         if self._controls(ids) == self._controls(self._with_control(skeleton)):
             return ids
         return self._fill(skeleton, contents)
 
     def encode(self, text: str) -> tuple[int, ...]:
-        ids = self._plain(text)
+        """Plain text as it goes on after other text."""
+        return self._encode(text, self._plain)
+
+    def document(self, text: str) -> tuple[int, ...]:
+        """Plain text without a chat around it, after the token that texts begin with, if any."""
+        begin = self._hf.bos_token_id
+        return (*(() if begin is None else (begin,)), *self._encode(text, self._raw))
+
+    def _encode(self, text: str, plain: Callable[[str], tuple[int, ...]]) -> tuple[int, ...]:
+        ids = plain(text)
         if not self._controls(ids):
             return ids
         # The vocabulary itself holds a control token's name: take the name apart.
         cuts = [m.start() + 1 for m in self._names.finditer(text)]
         ends = [*cuts, len(text)]
-        return tuple(
-            i for a, b in zip([0, *cuts], ends, strict=True) for i in self._plain(text[a:b])
-        )
+        parts = (text[a:b] for a, b in zip([0, *cuts], ends, strict=True))
+        return tuple(i for part in parts for i in plain(part))
 
     def decode(self, ids: Sequence[int]) -> str:
         text = self._hf.decode(
@@ -98,13 +117,19 @@ class HFTokenizer:
         return [i for i in range(len(self)) if wanted in self.piece(i)]
 
     def ids_of(self, token: str) -> int:
-        """The id of one token, added or ordinary, by its text."""
+        """The id of one token, added or ordinary, by the text that it adds."""
         if token in self._added:
             return self._added[token]
         ids = self.encode(token)
-        if len(ids) != 1 or self.decode(ids) != token:
+        if len(ids) != 1 or self.piece(ids[0]) != token.encode():
             raise BadRequest(f"{token!r} is not one token of the model's vocabulary")
         return ids[0]
+
+    def name_of(self, token: int) -> str:
+        """What the vocabulary calls it, such as \u0120is."""
+        name = self._hf.convert_ids_to_tokens(token)
+        assert isinstance(name, str)
+        return name
 
     @cached_property
     def opening(self) -> tuple[int, ...]:
@@ -115,10 +140,10 @@ class HFTokenizer:
         last = max((n for n, i in enumerate(ids) if i in self.control), default=-1)
         return tuple(ids[last + 1 :])
 
-    def _template(self, messages: Sequence[Message]) -> str:
+    def _template(self, messages: Sequence[Message], reply: bool) -> str:
         chat = [{"role": m.role, "content": m.content} for m in messages]
         try:
-            text = self._hf.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+            text = self._hf.apply_chat_template(chat, tokenize=False, add_generation_prompt=reply)
         except (TemplateError, ValueError) as error:
             raise BadRequest(f"the model's chat template: {error}", param="messages") from error
         assert isinstance(text, str)
@@ -128,6 +153,13 @@ class HFTokenizer:
         return tuple(self._hf.encode(text, add_special_tokens=False))
 
     def _plain(self, text: str) -> tuple[int, ...]:
+        if self._newline is not None:
+            ids = self._raw("\n" + text)
+            if ids[: len(self._newline)] == self._newline:
+                return ids[len(self._newline) :]
+        return self._raw(text)
+
+    def _raw(self, text: str) -> tuple[int, ...]:
         return tuple(self._twin.encode(text, add_special_tokens=False).ids)
 
     def _controls(self, ids: Sequence[int]) -> list[int]:

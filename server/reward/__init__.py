@@ -1,6 +1,6 @@
 """The rewards: each is a frozen config that makes its own scorer. One file each, one line here.
 
-`build_prm` makes the process reward model that the settings name, not started.
+`build_prm` and `build_orm` make the reward models that the settings name, not started.
 """
 
 from __future__ import annotations
@@ -8,31 +8,72 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
-from server.config import PrmSettings
-from server.profiles import Profile
-from server.reward.client import PrmClient
+from server.config import OrmSettings, PrmSettings
+from server.errors import BadRequest
+from server.profiles import PrmProfile, Profile, choose, shipped
+from server.reward.client import OrmClient, PrmClient
 from server.reward.confidence import Confidence
 from server.reward.label import Label
 from server.reward.models import Models
-from server.reward.process import Prm
+from server.reward.orm import Orm
+from server.reward.process import Prm, Value
 from server.reward.verifiers import Verifier
 
-Reward = Annotated[Prm | Label | Confidence | Verifier, Field(discriminator="kind")]
+Reward = Annotated[Prm | Value | Orm | Label | Confidence | Verifier, Field(discriminator="kind")]
 
 # Imported when their kind is asked for: a gateway to remote engines needs no vLLM.
-PRM_KINDS = {
-    "vllm": ("server.reward.prm", "VllmPrm"),
-    "http": ("server.reward.remote", "HttpPrm"),
-}
+MODULES = {"vllm": "server.reward.prm", "http": "server.reward.remote"}
+PRMS = {"vllm": "VllmPrm", "http": "HttpPrm"}
+ORMS = {"vllm": "VllmOrm", "http": "HttpOrm"}
 
-__all__ = ["Confidence", "Label", "Models", "Prm", "Reward", "Verifier", "build_prm"]
+__all__ = [
+    "Confidence",
+    "Label",
+    "Models",
+    "Orm",
+    "Prm",
+    "Reward",
+    "Value",
+    "Verifier",
+    "build_orm",
+    "build_prm",
+    "default_reward",
+]
 
 
 def build_prm(settings: PrmSettings, profile: Profile) -> PrmClient:
     """The process reward model of these settings; the profile is its policy's."""
-    module, name = PRM_KINDS[settings.engine.kind]
-    step_token = settings.step_token or profile.prm.step_token
-    prm: PrmClient = getattr(import_module(module), name)(settings.engine, step_token)
+    kind = settings.engine.kind
+    make = getattr(import_module(MODULES[kind]), PRMS[kind])
+    prm: PrmClient = make(settings.engine, prm_profile(settings, profile))
     return prm
+
+
+def build_orm(settings: OrmSettings) -> OrmClient:
+    """The outcome reward model of these settings."""
+    kind = settings.engine.kind
+    make = getattr(import_module(MODULES[kind]), ORMS[kind])
+    orm: OrmClient = make(settings.engine, settings)
+    return orm
+
+
+def prm_profile(settings: PrmSettings, policy: Profile) -> PrmProfile:
+    """How the PRM of these settings is read. Raises `BadRequest` if they contradict each other."""
+    engine = settings.engine
+    family = shipped()[engine.profile] if engine.profile else choose(engine.model)
+    if family.name == "default" and engine.profile is None:
+        family = policy
+    given = settings.model_dump(exclude={"engine"}, exclude_none=True)
+    try:
+        return PrmProfile.model_validate(family.prm.model_dump() | given)
+    except ValidationError as error:
+        raise BadRequest(f"prm: {error.errors()[0]['msg']}", param="prm") from None
+
+
+def default_reward(models: Models) -> Reward:
+    """What scores a request that names no reward: the best that the server has."""
+    if models.prm is not None:
+        return Value() if models.prm.layout.profile.style == "value" else Prm()
+    return Orm() if models.orm is not None else Confidence()

@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import exp, isnan
+from math import isnan
 from typing import Literal
 
 from server.errors import BadRequest, ScorerError, boundary, unwrap
 from server.profiles import Aggregate
 from server.reward.models import Config, Models
-from server.reward.path import aggregate, unscored
+from server.reward.path import aggregate, logistic, unscored
 from server.types import Engine, Node, Prompt, Score, Scorer, Stop, Tokenizer
 
 
@@ -76,7 +76,7 @@ class LabelScorer:
             (good, bad), cached = await self.policy.label_logprobs(ids, (self.good, self.bad))
         if isnan(good - bad):
             raise ScorerError(f"{self.name}: both labels have log-probability {good}")
-        return _share(good, bad), cached
+        return logistic(good - bad), cached
 
     def _contexts(self, prompt: Prompt, path: Sequence[Node]) -> list[tuple[int, ...]]:
         """The ids that the policy had seen and said after each step, its end token not among
@@ -90,8 +90,3 @@ class LabelScorer:
 
     def _open(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         return ids if self.policy.tokenizer.decode(ids[-1:]) else ids[:-1]
-
-
-def _share(good: float, bad: float) -> float:
-    """exp(good) / (exp(good) + exp(bad)), without overflow."""
-    return 1 / (1 + exp(bad - good)) if good >= bad else 1 - 1 / (1 + exp(good - bad))

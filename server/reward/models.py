@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pydantic import BaseModel, ConfigDict
 
 from server.profiles import Profile
-from server.reward.client import PrmClient
+from server.reward.client import OrmClient, PrmClient
 from server.types import Engine
 
 
@@ -22,3 +22,4 @@ class Models:
     policy: Engine
     profile: Profile
     prm: PrmClient | None = None
+    orm: OrmClient | None = None

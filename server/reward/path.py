@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import prod
+from math import exp, prod
 from statistics import fmean
 
 from server.profiles import Aggregate
@@ -30,3 +30,8 @@ def aggregate(rule: Aggregate, path: Sequence[Node], new: Sequence[float | None]
     old = [node.raw for node in path[: len(path) - len(new)]]
     verdicts = [v for v in (*old, *new) if v is not None]
     return RULES[rule](verdicts) if verdicts else 0.0
+
+
+def logistic(x: float) -> float:
+    """1 / (1 + exp(-x)), without overflow."""
+    return 1 / (1 + exp(-x)) if x >= 0 else 1 - 1 / (1 + exp(x))

@@ -1,9 +1,11 @@
-"""A process reward model in this process, by vLLM's pooling, on a prefix cache.
+"""Reward models in this process, by vLLM's pooling, on a prefix cache.
 
-Any model whose head gives one or two labels a token: Qwen2.5-Math-PRM's kind, or any
-`ForTokenClassification`. vLLM applies the activation that the model's config asks for: softmax
-for two labels (the verdict is the second one), sigmoid for one, none for `problem_type:
-regression`, whose values must lie in [0, 1] by themselves.
+Every style is one thing to vLLM: a head over each token's hidden state. It is the model's own
+(Qwen2.5-Math-PRM's kind, any `ForTokenClassification`, any `ForSequenceClassification`), or the
+difference of two rows of a causal LM's output matrix, whose sigmoid is the good label's share of
+both labels. vLLM applies the activation that the model's config asks for: softmax for two labels
+(the verdict is the second one), sigmoid for one, none for `problem_type: regression`, whose
+values must lie in [0, 1] by themselves.
 
 STEP pooling would switch the prefix cache off; ALL pooling has it, but vLLM does not read it for
 a token task unless told. A pass then has rows only for what was not cached.
@@ -13,59 +15,76 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import Any
 
+from torch import Tensor
 from vllm import PoolingParams
 from vllm.config import PoolerConfig
 from vllm.inputs import tokens_input
 from vllm.outputs import PoolingRequestOutput
 
-from server.config import VllmSettings
+from server.config import OrmSettings, VllmSettings
 from server.engine.llm import Llm, llm_boundary, terminate
 from server.engine.tokenizer import HFTokenizer
 from server.engine.weights import fingerprint
-from server.errors import EngineDead, ScorerError
+from server.errors import BadRequest, EngineDead, ScorerError
+from server.profiles import PrmProfile
 from server.reward.client import Memory, Rows
+from server.reward.layout import Layout
 from server.types import Load
 
 TASK = "token_classify"
+# What a model's config may ask to be done to its logits, and a head over two of them lacks.
+LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
-class VllmPrm:
-    """`server.reward.client.PrmClient`."""
+class VllmPooling:
+    """`server.reward.client.RewardModel`; tokenizer, version and context are set by `start`."""
+
+    tokenizer: HFTokenizer
 
     def __init__(
-        self, settings: VllmSettings, step_token: str, *, on_exit: Callable[[], None] = terminate
+        self,
+        settings: VllmSettings,
+        *,
+        activation: bool,
+        on_exit: Callable[[], None] = terminate,
     ):
-        arguments = {
+        self._arguments: dict[str, Any] = {
             "runner": "pooling",
             "pooler_config": PoolerConfig(task=TASK, tok_pooling_type="ALL"),
         }
-        self._llm = Llm(settings, defaults=arguments, on_exit=on_exit)
-        self._model = settings.model
-        self._step_token = step_token
+        self._llm = Llm(settings, defaults=self._arguments, on_exit=on_exit)
+        self._engine = settings
+        self._activation = activation
         self.name = self._llm.name
         self.memory = Memory()
-        self.tokenizer: HFTokenizer
         self.version = ""
         self.context = 0
-        self.step_id = -1
 
     async def start(self) -> None:
-        """Load tokenizer and weights, and ask for one verdict, so that a model that is no PRM
-        fails here. Raises `EngineError`, `ScorerError`, `BadRequest` on unusable settings."""
-        with llm_boundary(f"reading {self._model}"):
+        """Load tokenizer and weights, and ask for one verdict, so that a model that is no reward
+        model fails here. Raises `EngineError`, `ScorerError`; `BadRequest` on unusable settings."""
+        with llm_boundary(f"reading {self._engine.model}"):
             self.tokenizer, self.version = await asyncio.gather(
-                asyncio.to_thread(HFTokenizer, self._model),
-                asyncio.to_thread(fingerprint, self._model),
+                asyncio.to_thread(HFTokenizer, self._engine.model),
+                asyncio.to_thread(fingerprint, self._engine.model),
             )
-        self.step_id = self.tokenizer.ids_of(self._step_token)
+        self._prepare()
         await self._llm.start()
         self.context = self._llm.context
         try:
-            await self.rows((self.step_id,))
+            self._refuse()
+            await self.rows((0,), (0,))
         except BaseException:
             await self.close()
             raise
+
+    def _prepare(self) -> None:
+        """With the tokenizer there, before the weights are loaded."""
+
+    def _refuse(self) -> None:
+        """With the weights loaded: raise if they cannot be read as they should be."""
 
     async def close(self) -> None:
         await self._llm.close()
@@ -78,23 +97,83 @@ class VllmPrm:
         with llm_boundary(f"checking {self.name}"):
             await self._llm.engine.check_health()
 
-    async def rows(self, ids: Sequence[int], *, reuse: bool = True) -> Rows:
+    async def rows(self, ids: Sequence[int], marks: Sequence[int], *, reuse: bool = True) -> Rows:
+        params = PoolingParams(
+            task=TASK, use_activation=self._activation, skip_reading_prefix_cache=not reuse
+        )
         with llm_boundary(f"asking {self.name} for verdicts"):
-            params = PoolingParams(task=TASK, skip_reading_prefix_cache=not reuse)
             prompt = tokens_input(list(ids))
             outputs = self._llm.engine.encode(prompt, params, self._llm.request_id())
             async for output in outputs:
-                return self._rows(ids, output)
+                return self._rows(ids, marks, output)
         raise EngineDead(f"{self.name} ended a request without an answer")
 
-    def _rows(self, ids: Sequence[int], output: PoolingRequestOutput) -> Rows:
+    def _rows(self, ids: Sequence[int], marks: Sequence[int], output: PoolingRequestOutput) -> Rows:
         cached, data = output.num_cached_tokens, output.outputs.data  # data: [rows, labels]
         computed = len(ids) - cached
         if data.ndim != 2 or data.shape[0] != computed or data.shape[1] not in (1, 2):
             raise ScorerError(
                 f"{self.name} gave rows of shape {tuple(data.shape)} for {computed} tokens; "
-                "a process reward model gives one row a token, of one or two labels"
+                "a reward model gives one row a token, of one or two labels"
             )
-        marks = [at for at in range(cached, len(ids)) if ids[at] == self.step_id]
-        verdicts = data[[at - cached for at in marks], -1].tolist()
+        marks = [at for at in marks if at >= cached]
+        verdicts = self._verdicts(data[[at - cached for at in marks]]).tolist()
         return Rows(dict(zip(marks, verdicts, strict=True)), computed, cached)
+
+    def _verdicts(self, rows: Tensor) -> Tensor:
+        """[rows, labels] to [rows]."""
+        return rows[:, -1]
+
+
+class VllmPrm(VllmPooling):
+    """`server.reward.client.PrmClient`."""
+
+    layout: Layout  # set by `start`
+
+    def __init__(
+        self,
+        settings: VllmSettings,
+        profile: PrmProfile,
+        *,
+        on_exit: Callable[[], None] = terminate,
+    ):
+        super().__init__(settings, activation=True, on_exit=on_exit)
+        self._profile = profile
+
+    def _prepare(self) -> None:
+        self.layout = Layout(self.tokenizer, self._profile)
+        if self.layout.labels is None:
+            return
+        if "hf_overrides" in self._engine.extra:
+            message = f"style {self._profile.style} makes hf_overrides of its own"
+            raise BadRequest(message, param="prm.engine.extra")
+        self._arguments["convert"] = "classify"
+        self._arguments["hf_overrides"] = {
+            "classifier_from_token": [self.tokenizer.name_of(i) for i in self.layout.labels],
+            "method": "from_2_way_softmax",
+        }
+
+    def _refuse(self) -> None:
+        if self.layout.labels is None:
+            return
+        config = self._llm.engine.model_config.hf_text_config
+        if changed := [name for name in LOGITS if getattr(config, name, None) not in (None, 1)]:
+            message = f"{self.name} has {changed[0]}, which its labels cannot be read with here"
+            raise BadRequest(message, param="prm.style")
+
+
+class VllmOrm(VllmPooling):
+    """`server.reward.client.OrmClient`."""
+
+    def __init__(
+        self,
+        settings: VllmSettings,
+        orm: OrmSettings,
+        *,
+        on_exit: Callable[[], None] = terminate,
+    ):
+        super().__init__(settings, activation=False, on_exit=on_exit)
+        self.settings = orm
+
+    def _verdicts(self, rows: Tensor) -> Tensor:
+        return rows[:, -1] - rows[:, 0] if rows.shape[1] == 2 else rows[:, -1]

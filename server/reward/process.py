@@ -1,8 +1,8 @@
-"""The process reward: a PRM's verdict on every step.
+"""The process rewards: a reward model's verdict on every step.
 
-The PRM reads a path as the chat, then each step's text followed by the step token, at which
-its verdict stands (as Qwen2.5-Math-PRM does, arXiv 2501.07301). Its ids are built step by step
-and kept on the nodes: nothing is encoded twice, and the next step costs its own tokens only.
+`prm` asks a process reward model how right each step is, `value` asks a value head how good an
+answer the path will come to, V(s). The model reads a path in its own tokenizer and layout
+(`layout.py`); nothing is encoded twice, and the next step costs its own tokens only.
 """
 
 from __future__ import annotations
@@ -11,20 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from server.errors import (
-    BadRequest,
-    EngineDead,
-    EngineError,
-    ScorerDead,
-    ScorerError,
-    boundary,
-)
+from server.errors import BadRequest, ScorerError
 from server.profiles import Aggregate
 from server.reward.cache import first_key, next_key
-from server.reward.client import PrmClient, Rows
+from server.reward.client import PrmClient, Rows, guarded
+from server.reward.layout import Passage
 from server.reward.models import Config, Models
 from server.reward.path import aggregate, unscored
-from server.types import Message, Node, Prompt, Score, Scorer
+from server.types import Node, Prompt, Score, Scorer
 
 
 class Prm(Config):
@@ -42,9 +36,36 @@ class Prm(Config):
                 "this server has no process reward model; allowed: label, confidence, verifier"
             )
             raise BadRequest(message, param="reward")
-        profile = models.profile
-        rule = self.aggregate or profile.prm.aggregate
-        return PrmScorer(models.prm, rule, profile.delimiter, profile.prm.system)
+        profile = models.prm.layout.profile
+        if profile.style == "value":
+            message = f"{models.prm.name} is a value head, no process reward model; allowed: value"
+            raise BadRequest(message, param="reward")
+        rule = self.aggregate or profile.aggregate
+        return PrmScorer(models.prm, rule, models.profile.delimiter)
+
+
+class Value(Config):
+    """The value head that the server is configured with, as its `prm` of style `value`."""
+
+    kind: Literal["value"] = "value"
+    aggregate: Aggregate = "last"
+
+    def check(self, prompt: Prompt) -> None:
+        """Any prompt will do."""
+
+    def scorer(self, models: Models) -> Scorer:
+        if models.prm is None or models.prm.layout.profile.style != "value":
+            message = "this server has no value head: its prm is not of style value"
+            raise BadRequest(message, param="reward")
+        return PrmScorer(models.prm, self.aggregate, models.profile.delimiter)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a node adds to the reading of its path."""
+
+    passage: Passage
+    key: bytes  # of all ids up to its end
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,76 +73,60 @@ class Reading:
     """A path as the PRM reads it."""
 
     ids: tuple[int, ...]
-    marks: dict[int, int]  # index of a step in the path -> position of its step token in `ids`
+    marks: dict[int, int]  # index of a step in the path -> position of its verdict in `ids`
     keys: dict[int, bytes]  # that position -> the verdict's key
 
 
 class PrmScorer:
     """Scores the paths of one search."""
 
-    def __init__(self, prm: PrmClient, rule: Aggregate, delimiter: str, system: str | None):
+    def __init__(self, prm: PrmClient, rule: Aggregate, delimiter: str):
         self.name = prm.name
         self.version = prm.version
         self._prm = prm
         self._rule = rule
         self._delimiter = delimiter
-        self._system = system
-        self._start: tuple[Prompt, tuple[int, ...], bytes] | None = None
-        self._keys: dict[Node, bytes] = {}
+        self._prompt: Prompt | None = None
+        self._parts: dict[Node | None, Part] = {}  # None: the chat, before the first step
 
     async def score(self, prompt: Prompt, path: Sequence[Node]) -> Score:
         """One pass of the PRM for all that has no verdict yet; none if all of it is known."""
-        reading = self._read(prompt, path)
+        reading = self.read(prompt, path)
         first = len(path) - unscored(path)
         # What is too long for the PRM to read (it may have more tokens in the PRM's words than in
         # the policy's) gets no verdict: the path is worth what it was worth before.
         wanted = {i: at for i, at in reading.marks.items() if i >= first and at < self._prm.context}
-        try:
-            with boundary(ScorerError, self.name):
-                found, computed = await self._verdicts(reading, list(wanted.values()))
-        except EngineError as error:  # of the PRM, not of the policy
-            kind = ScorerDead if isinstance(error, EngineDead) else ScorerError
-            raise kind(error.message) from error
+        found, computed = await guarded(self.name, self._verdicts(reading, list(wanted.values())))
         verdicts = tuple(found[wanted[i]] if i in wanted else None for i in range(first, len(path)))
         value = aggregate(self._rule, path, verdicts)
         return Score(value, verdicts, computed, max(0, len(reading.ids) - computed))
 
-    def _read(self, prompt: Prompt, path: Sequence[Node]) -> Reading:
-        chat, key = self._chat(prompt)
-        ids, marks, keys = list(chat), {}, {}
+    def read(self, prompt: Prompt, path: Sequence[Node]) -> Reading:
+        part = self._chat(prompt)
+        ids, marks, keys = list(part.passage.ids), {}, {}
         for i, node in enumerate(path):
-            added = self._added(node, alone=i == 0)
-            if added:
-                key = self._key(node, key, added)
-                ids += added
+            part = self._part(node, part, prompt)
+            if part.passage.ids:
+                ids += part.passage.ids
                 marks[i] = len(ids) - 1
-                keys[marks[i]] = key
+                keys[marks[i]] = part.key
         return Reading(tuple(ids), marks, keys)
 
-    def _chat(self, prompt: Prompt) -> tuple[tuple[int, ...], bytes]:
-        if self._start is None or self._start[0] is not prompt:
-            messages = prompt.messages
-            if self._system is not None and all(m.role != "system" for m in messages):
-                messages = (Message("system", self._system), *messages)
-            ids = tuple(self._prm.tokenizer.render(messages))
-            self._start = prompt, ids, next_key(first_key(self.version), ids)
-        return self._start[1:]
+    def _chat(self, prompt: Prompt) -> Part:
+        if self._prompt is not prompt:
+            self._prompt = prompt
+            passage = self._prm.layout.begin(prompt.messages)
+            self._parts = {None: Part(passage, next_key(first_key(self.version), passage.ids))}
+        return self._parts[None]
 
-    def _added(self, node: Node, *, alone: bool) -> tuple[int, ...]:
-        """The ids of a step. An empty one (an end token after a delimiter) adds none and gets
-        no verdict, unless it is all there is."""
-        if node.scorer_ids is None:
+    def _part(self, node: Node, before: Part, prompt: Prompt) -> Part:
+        if node not in self._parts:
             assert node.step is not None
-            text = node.step.text.removesuffix(self._delimiter)
-            empty = not text.strip() and not alone
-            ids = () if empty else (*self._prm.tokenizer.encode(text), self._prm.step_id)
-            node.scorer_ids = ids
-        return node.scorer_ids
-
-    def _key(self, node: Node, parent: bytes, added: tuple[int, ...]) -> bytes:
-        if node not in self._keys:
-            self._keys[node] = next_key(parent, added)
-        return self._keys[node]
+            layout, text = self._prm.layout, node.step.text
+            passage = layout.go_on(before.passage, text, self._delimiter, prompt.messages)
+            key = next_key(before.key, passage.ids) if passage.ids else before.key
+            self._parts[node] = Part(passage, key)
+        return self._parts[node]
 
     async def _verdicts(
         self, reading: Reading, wanted: Sequence[int]
@@ -151,7 +156,8 @@ class PrmScorer:
         """The PRM's pass over the first `end` ids, and whether it was made for this call."""
 
         async def work() -> Rows:
-            rows = await self._prm.rows(reading.ids[:end], reuse=reuse)
+            marks = [at for at in reading.keys if at < end]
+            rows = await self._prm.rows(reading.ids[:end], marks, reuse=reuse)
             for at, verdict in rows.scores.items():
                 if not 0 <= verdict <= 1:
                     raise ScorerError(f"{self.name}: a verdict of {verdict}, not in [0, 1]")

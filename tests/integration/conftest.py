@@ -11,6 +11,7 @@ import pytest
 
 from server.config import VllmSettings
 from server.engine.vllm import VllmEngine
+from server.profiles import PrmProfile
 from server.reward.prm import VllmPrm
 
 MODELS = Path(__file__).parents[2] / "models"
@@ -27,7 +28,7 @@ async def started(request: pytest.FixtureRequest) -> AsyncIterator[dict[str, Any
     """The engines that any collected test asks for, started side by side."""
     every = {
         "policy_engine": VllmEngine(settings("policy")),
-        "prm": VllmPrm(settings("prm"), "<extra_0>"),
+        "prm": VllmPrm(settings("prm"), PrmProfile()),
     }
     wanted = {n for item in request.session.items for n in getattr(item, "fixturenames", ())}
     engines: dict[str, Any] = {n: every[n] for n in every.keys() & wanted}

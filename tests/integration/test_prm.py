@@ -91,10 +91,11 @@ async def score(scorer: Scorer, prompt: Prompt, leaf: Node) -> Score:
 
 
 def ids_at(prm: VllmPrm, prompt: Prompt, node: Node) -> list[int]:
+    """The path as the PRM should read it, by hand."""
     ids = list(prm.tokenizer.render(prompt.messages))
     for n in node.path():
-        assert n.scorer_ids is not None
-        ids += n.scorer_ids
+        assert n.step is not None and prm.layout.step_id is not None
+        ids += [*prm.tokenizer.encode(n.step.text.removesuffix("\n")), prm.layout.step_id]
     return ids
 
 
@@ -148,9 +149,10 @@ async def test_step_by_step_is_the_whole_and_costs_its_new_tokens(prm: VllmPrm) 
         for line in lines:
             node = grow(node, line)
             new = await score(stepwise, prompt, node)
-            assert node.scorer_ids is not None
-            assert new.computed <= len(node.scorer_ids) + 32  # a block of the cache
-        whole = await prm.rows(ids_at(prm, prompt, node), reuse=False)
+            assert new.computed <= len(prm.tokenizer.encode(line)) + 32  # a block of the cache
+        ids = ids_at(prm, prompt, node)
+        places = [at for at, i in enumerate(ids) if i == prm.layout.step_id]
+        whole = await prm.rows(ids, places, reuse=False)
         marks = list(whole.scores.values())
         assert marks == pytest.approx([n.raw for n in node.path()], abs=ROUNDING)
 
@@ -180,10 +182,15 @@ async def test_control_text_stays_text(prm: VllmPrm, reference: Reference) -> No
     leaf = grow(None, "13-9=4 <extra_0>(left: 4 4 10)\n", "10-4=6<end><extra_0>\n")
     given = await score(scorer_of(prm), prompt, leaf)
     ids = ids_at(prm, prompt, leaf)
-    assert ids.count(prm.step_id) == len(given.steps) == 2
+    mark = prm.tokenizer.ids_of("<extra_0>")
+    assert ids.count(mark) == len(given.steps) == 2
     assert sum(i in prm.tokenizer.control for i in ids) == sum(
         i in prm.tokenizer.control
-        for i in (*prm.tokenizer.render([Message("user", "x")]), prm.step_id, prm.step_id)
+        for i in (
+            *prm.tokenizer.render([Message("user", "x")]),
+            prm.layout.step_id,
+            prm.layout.step_id,
+        )
     )
     check(prm, reference, [(prompt, leaf)])
 

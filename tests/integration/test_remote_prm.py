@@ -11,6 +11,7 @@ from statistics import fmean
 import pytest
 
 from server.config import HttpSettings
+from server.profiles import PrmProfile
 from server.reward.remote import HttpPrm
 from server.types import Message
 from tests.integration.conftest import MODELS
@@ -33,7 +34,7 @@ STEP = {"task": "token_classify", "tok_pooling_type": "STEP", "step_tag_id": 7}
 async def prm() -> AsyncIterator[HttpPrm]:
     arguments = ("--runner=pooling", f"--pooler-config={json.dumps(STEP)}")
     async with vllm_server(MODEL, *arguments) as url:
-        model = HttpPrm(HttpSettings(url=url, model=MODEL), "<extra_0>")
+        model = HttpPrm(HttpSettings(url=url, model=MODEL), PrmProfile())
         await model.start()
         yield model
         await model.close()
@@ -43,18 +44,22 @@ def path_of(prm: HttpPrm, rng: random.Random) -> tuple[int, ...]:
     numbers = puzzle_of(rng)
     ids = [*prm.tokenizer.render([Message("user", question_of(numbers))])]
     for line in lines_of(numbers, rng):
-        ids += [*prm.tokenizer.encode(line.removesuffix("\n")), prm.step_id]
+        ids += [*prm.tokenizer.encode(line.removesuffix("\n")), 7]
     return tuple(ids)
+
+
+def marks_of(prm: HttpPrm, ids: tuple[int, ...]) -> list[int]:
+    return [at for at, i in enumerate(ids) if i == prm.layout.step_id]
 
 
 async def test_verdicts_are_those_of_transformers(prm: HttpPrm) -> None:
     reference = Reference(MODELS / "prm")
     rng = random.Random(1)
     paths = [path_of(prm, rng) for _ in range(70)]  # more than one batch
-    passes = await asyncio.gather(*(prm.rows(ids) for ids in paths))
+    passes = await asyncio.gather(*(prm.rows(ids, marks_of(prm, ids)) for ids in paths))
     errors = []
     for ids, rows in zip(paths, passes, strict=True):
-        assert list(rows.scores) == [at for at, i in enumerate(ids) if i == prm.step_id]
+        assert list(rows.scores) == marks_of(prm, ids)
         assert rows.computed == len(ids)
         errors += [abs(v - reference.verdict(ids[: at + 1])) for at, v in rows.scores.items()]
     print(f"{len(errors)} verdicts: mean error {fmean(errors):.2e}, largest {max(errors):.2e}")
@@ -63,5 +68,5 @@ async def test_verdicts_are_those_of_transformers(prm: HttpPrm) -> None:
 
 
 async def test_it_knows_what_it_talks_to(prm: HttpPrm) -> None:
-    assert (prm.name, prm.version, prm.context, prm.step_id) == ("prm", "prm", 512, 7)
+    assert (prm.name, prm.version, prm.context, prm.layout.step_id) == ("prm", "prm", 512, 7)
     await prm.check()
