@@ -151,6 +151,7 @@ class Service:
             sampling=ask.sampling,
             seed=ask.seed,
             listener=listener,
+            answer=self.profile.answer,
             operators=self.profile.operators,
             actions=ask.strategy.behaviours,
         )

@@ -100,6 +100,11 @@ def extract(text: str, profile: AnswerProfile) -> str | None:
     return found.group(1).strip() if found else None
 
 
+def key_of(node: Node, profile: AnswerProfile) -> str | None:
+    """The canonical form of the answer that ends at `node`."""
+    return answer_key(extract(node.text(), profile), profile.key)
+
+
 def _answer_step(steps: list[str], found: re.Match[str] | None) -> int:
     """Index of the step in which the answer begins; the last one if none was recognised."""
     if found is not None:

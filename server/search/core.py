@@ -14,6 +14,8 @@ from typing import Any, Protocol
 
 from server.budget import Budget, BudgetSpent
 from server.errors import unwrap
+from server.profiles import AnswerProfile
+from server.search.answers import key_of
 from server.search.events import DecisionEvent, Listener, PruneEvent, ScoreEvent, StepEvent
 from server.search.operators import PLAIN, Opening, opening
 from server.search.writer import Shape, Writer
@@ -75,15 +77,17 @@ class Search:
         sampling: Sampling | None = None,
         seed: int | None = None,
         listener: Listener | None = None,
+        answer: AnswerProfile = AnswerProfile(),
         judge: Judge | None = None,
         operators: Mapping[str, Operator] | None = None,
         actions: Sequence[Behaviour] = (),
     ):
-        """`judge` rules on every finished answer; one that is right ends the search.
+        """`answer` says when two answers are the same.
+        `judge` rules on every finished answer; one that is right ends the search.
         `actions` are what the children of a node begin with, in turn; none: they just go on.
         """
         self.prompt, self.scorer, self.budget, self.judge = prompt, scorer, budget, judge
-        self.operators = operators or {}
+        self.answer, self.operators = answer, operators or {}
         self._actions = [self.operators[name] for name in actions]
         self.writer = Writer(engine, budget, shape, sampling or Sampling(), seed)
         self.rng = random.Random(seed)
@@ -93,7 +97,8 @@ class Search:
         self.decisions: list[dict[str, Any]] = []
         self.solved = False  # the judge found an answer right
         self._emit: Listener = listener or (lambda event: None)
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._running: set[asyncio.Task[Any]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()  # of these, those of the present stage
         self._group: asyncio.TaskGroup | None = None
         # What becomes of a first step that time cuts short while there is nothing better: the
         # answer, or at the soft deadline what the rest of the time goes on with.
@@ -205,10 +210,24 @@ class Search:
 
         assert self._group is not None, "spawn is for use inside run_search"
         task = self._group.create_task(guarded())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        for tasks in (self._running, self._tasks):
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
         task.add_done_callback(lambda _: work.close())  # cancelled before it began
         return task
+
+    async def stage(self, strategy: Runs) -> None:
+        """Run `strategy` in this tree, to the end of all that it starts; its stop is its own.
+
+        For a strategy that is made of others: it runs nothing else meanwhile.
+        """
+        outer = self._group, self._tasks
+        self._tasks = set()
+        try:
+            async with asyncio.TaskGroup() as self._group:
+                self.spawn(strategy.run(self))
+        finally:
+            self._group, self._tasks = outer
 
     async def prune(self, node: Node) -> None:
         """Give `node` up: what runs ahead of it is aborted in the engine."""
@@ -221,6 +240,15 @@ class Search:
         """Abort whatever is in flight: the strategy has its answer."""
         for task in self._tasks - {asyncio.current_task()}:
             task.cancel()
+
+    def _halt(self) -> None:
+        """End the strategy, and those that it is made of."""
+        for task in self._running - {asyncio.current_task()}:
+            task.cancel()
+
+    def key(self, node: Node) -> str | None:
+        """The canonical form of the answer that ends at `node`; None if none is recognised."""
+        return key_of(node, self.answer)
 
     @property
     def answered(self) -> bool:
@@ -274,7 +302,7 @@ class Search:
         node.outcome = await self.judge.verdict(self.prompt, node.text())
         if node.outcome is not None and node.outcome >= 1:
             self.solved = True
-            self.stop()
+            self._halt()
 
     async def _run(self, strategy: Runs) -> None:
         async with asyncio.TaskGroup() as self._group:
@@ -287,7 +315,7 @@ class Search:
         """
         if not self.answered and self.writer.writing != 1:
             self._cut = Stop.STEP
-            self.stop()
+            self._halt()
 
     async def _finish(self) -> None:
         """Write the best open path to its end with the tokens held back for that."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from server.profiles import AnswerProfile
-from server.search.answers import answer_key, extract
+from server.search.answers import key_of
 from server.search.core import Search
 from server.traces.schema import NodeRecord, PartRecord, UsageRecord, VersionSpan
 from server.types import Node
@@ -50,9 +50,7 @@ def _record(node: Node, profile: AnswerProfile, verified: bool) -> NodeRecord:
         status=str(node.status),
         finish_reason=str(step.stop) if step else None,
         outcome=node.raw if verified and node.finished else node.outcome,
-        answer_norm=answer_key(extract(node.text(), profile), profile.key)
-        if node.finished
-        else None,
+        answer_norm=key_of(node, profile) if node.finished else None,
     )
 
 
