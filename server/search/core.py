@@ -32,7 +32,6 @@ from server.types import (
     Stop,
 )
 
-
 OnStep = Callable[[Node], None]
 
 
@@ -120,7 +119,8 @@ class Search:
         end. `merge` returns the sibling that already says the same, if there is one, and
         counts it (`Node.multiplicity`). `operator` says how the policy is made to go on; if
         None, the search's actions do. `on_step` is told of each step of a whole answer as it
-        lands, while the policy writes on; not of the last one. Raises `BudgetSpent`, also where the context is full.
+        lands, while the policy writes on; not of the last one. Raises `BudgetSpent`, also where
+        the context is full.
         """
         if self.solved:
             raise BudgetSpent
