@@ -137,13 +137,19 @@ def delta(
     return frame({"choices": [choice | more]})
 
 
-def tokens(ids: list[int], finish: str | None = None, reason: Any = None) -> bytes:
+def tokens(
+    ids: list[int],
+    finish: str | None = None,
+    reason: Any = None,
+    *,
+    tops: list[dict[str, float]] | None = None,
+) -> bytes:
     """A chunk of a streamed completion of vLLM's."""
     choice = {
         "index": 0,
         "text": "",
         "token_ids": ids,
-        "logprobs": {"token_logprobs": [-0.5] * len(ids)},
+        "logprobs": {"token_logprobs": [-0.5] * len(ids), "top_logprobs": tops},
         "finish_reason": finish,
         "stop_reason": reason,
     }

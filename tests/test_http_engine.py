@@ -72,10 +72,16 @@ def ask(
     *,
     cut: Cut = LINES,
     max_tokens: int = 32,
+    top_logprobs: int = 0,
     **sampling: Any,
 ) -> Stream:
     return engine.stream(
-        prompt, max_tokens=max_tokens, seed=7, sampling=Sampling(**sampling), cut=cut
+        prompt,
+        max_tokens=max_tokens,
+        seed=7,
+        sampling=Sampling(**sampling),
+        cut=cut,
+        top_logprobs=top_logprobs,
     )
 
 
@@ -130,6 +136,34 @@ async def test_tokens_are_counted_by_log_probabilities(remote: Scripted, chat: H
         ("t", 2, (-0.3, -0.4)),
     ]
     assert stream.generated == 4
+
+
+async def test_the_likeliest_tokens_of_a_chat(remote: Scripted, chat: HttpEngine) -> None:
+    def entry(token: str, *tops: float) -> dict[str, Any]:
+        return {
+            "token": token,
+            "logprob": tops[-1],
+            "top_logprobs": [{"token": "?", "logprob": p} for p in tops],
+        }
+
+    one = [entry("o", -0.1, -3.0, -4.0), entry("k\n", -9.0, -0.2)]
+    two = [entry("<half>", -0.3, -0.4)]  # spells no text of its own
+    logprobs = [{"content": one}, {"content": two}]
+    chunks = [delta("ok\n", logprobs=[]), delta("x", "stop")]
+    frames = [json.loads(c.removeprefix(b"data: ")) for c in chunks]
+    for event, found in zip(frames, logprobs, strict=True):
+        event["choices"][0]["logprobs"] = found
+    remote.will(events(*map(frame, frames), DONE))
+    steps = await take(ask(chat, top_logprobs=2))
+    assert [s.tops for s in steps] == [((-0.1, -3.0), (-0.2, -9.0)), ((-0.3, -0.4),)]
+    sent = remote.requests[0]
+    assert (sent["logprobs"], sent["top_logprobs"]) == (True, 2)
+
+
+async def test_more_likeliest_tokens_than_servers_give(chat: HttpEngine) -> None:
+    with pytest.raises(BadRequest, match="between 0 and 20") as raised:
+        ask(chat, top_logprobs=21)
+    assert raised.value.param == "top_logprobs"
 
 
 async def test_usage_settles_the_count(remote: Scripted, chat: HttpEngine) -> None:
@@ -391,6 +425,17 @@ async def test_vllm_gets_and_gives_ids(remote: Scripted) -> None:
     assert (sent["return_token_ids"], sent["logprobs"], sent["top_k"]) == (True, 0, 0)
     assert "priority" not in sent
     assert stream.generated == len(line) + 1
+
+
+async def test_vllm_gives_the_likeliest_tokens(remote: Scripted) -> None:
+    engine = await vllm(remote)
+    line = [*engine.tokenizer.encode("4\n")]
+    likely = [{"token_id:9": -1.0, "token_id:8": -0.5, "token_id:7": -2.0}, {"token_id:3": -0.7}]
+    remote.will(events(tokens(line, "length", tops=likely), usage(9, 1), DONE))
+    (step,) = await take(ask(engine, engine.tokenizer.encode("?"), top_logprobs=2))
+    await engine.close()
+    assert step.tops == ((-0.5, -1.0), (-0.7,))
+    assert remote.requests[-1]["logprobs"] == 2
 
 
 async def test_raw_log_probabilities_are_warned_of(

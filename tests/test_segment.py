@@ -52,7 +52,12 @@ def cut(
 ) -> list[Step]:
     patterns = Patterns(VOCABULARY.__getitem__, delimiter, stop, {EOS}, memo)
     segmenter = Segmenter(patterns, max_step_tokens=limit, version="v", before=before)
-    steps = [s for ids in chunks for s in segmenter.feed(ids, [-float(i) for i in ids])]
+    steps = [
+        s
+        for ids in chunks
+        for s in segmenter.feed(ids, [-float(i) for i in ids], [(float(i),) for i in ids])
+    ]
+    assert all(s.tops == tuple((float(i),) for i in s.token_ids) for s in steps)
     last = segmenter.finish(end)
     assert segmenter.pending == 0
     return [*steps, last] if last else steps

@@ -16,6 +16,7 @@ from server.config import HttpSettings
 from server.engine.characters import TextTokenizer
 from server.engine.http_stream import HttpStream, Job
 from server.engine.segment import Patterns, Segmenter
+from server.engine.tops import likeliest
 from server.types import Sampling, Step, Stop
 from server.upstream import Upstream
 
@@ -29,6 +30,7 @@ class Piece:
     text: str
     logprobs: tuple[float, ...]
     count: int
+    tops: tuple[tuple[float, ...], ...] = ()
 
 
 class Chat:
@@ -60,6 +62,7 @@ class ChatStream(HttpStream):
         self._room = job.cut.max_step_tokens - job.cut.begun  # tokens this step may have
         self._counted = 0  # tokens of this step so far
         self._logprobs: list[float] = []  # of this step so far
+        self._tops: list[tuple[float, ...]] = []
         self._before = 0  # tokens of earlier requests
         self._reported: int | None = None  # by the server, for this request
 
@@ -81,7 +84,7 @@ class ChatStream(HttpStream):
         if self._path and self._flagged:
             body |= {"continue_final_message": True, "add_generation_prompt": False}
         if settings.logprobs:
-            body["logprobs"] = True
+            body |= {"logprobs": True} | ({"top_logprobs": k} if (k := job.top_logprobs) else {})
         if (seed := job.seed_after(self.generated)) is not None:
             body["seed"] = seed
         if settings.priority:
@@ -89,7 +92,8 @@ class ChatStream(HttpStream):
         return body
 
     def take(self, choice: dict[str, Any]) -> list[Step]:
-        return [step for part in pieces(choice) for step in self._feed(part)]
+        parts = pieces(choice, self.job.top_logprobs)
+        return [step for part in parts for step in self._feed(part)]
 
     def rest(self, stop: Stop) -> Step | None:
         step = self._segmenter.finish(stop)
@@ -126,6 +130,7 @@ class ChatStream(HttpStream):
         self.generated += part.count
         self._counted += part.count
         self._logprobs.extend(part.logprobs)
+        self._tops.extend(part.tops)
         self._path += part.text
         steps = self._segmenter.feed(self._dialect.tokenizer.encode(part.text))
         if not steps and self._counted >= self._room:
@@ -135,8 +140,10 @@ class ChatStream(HttpStream):
 
     def _charged(self, step: Step) -> Step:
         """With the tokens that the server made for it; the next step starts from none."""
-        step = replace(step, logprobs=tuple(self._logprobs), count=self._counted)
-        self._logprobs, self._counted, self._room = [], 0, self.job.cut.max_step_tokens
+        logprobs, tops = tuple(self._logprobs), tuple(self._tops)
+        step = replace(step, logprobs=logprobs, tops=tops, count=self._counted)
+        self._logprobs, self._tops = [], []
+        self._counted, self._room = 0, self.job.cut.max_step_tokens
         return step
 
     def _nothing(self) -> Step:
@@ -163,13 +170,19 @@ def sampling(settings: Sampling, *, whole: bool) -> dict[str, Any]:
     }
 
 
-def pieces(choice: dict[str, Any]) -> list[Piece]:
+def pieces(choice: dict[str, Any], k: int = 0) -> list[Piece]:
     """A chunk token by token where its log-probabilities spell its text, else in one piece."""
     text = (choice.get("delta") or {}).get("content") or ""
     entries = (choice.get("logprobs") or {}).get("content") or []
     if not entries:
         return [Piece(text, (), 1)] if text else []
-    spelt = [entry["token"] for entry in entries]
-    if "".join(spelt) == text:
-        return [Piece(e["token"], (e["logprob"],), 1) for e in entries]
-    return [Piece(text, tuple(e["logprob"] for e in entries), len(entries))]
+    logprobs = tuple(entry["logprob"] for entry in entries)
+    tops = tuple(_tops(entry, k) for entry in entries) if k else ()
+    if "".join(entry["token"] for entry in entries) == text:
+        each = enumerate(entries)
+        return [Piece(e["token"], logprobs[i : i + 1], 1, tops[i : i + 1]) for i, e in each]
+    return [Piece(text, logprobs, len(entries), tops)]
+
+
+def _tops(entry: dict[str, Any], k: int) -> tuple[float, ...]:
+    return likeliest((top["logprob"] for top in entry.get("top_logprobs") or ()), k)

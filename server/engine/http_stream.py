@@ -24,6 +24,7 @@ class Job:
     sampling: Sampling
     cut: Cut
     priority: int
+    top_logprobs: int = 0
 
     @property
     def limit(self) -> int:

@@ -15,6 +15,7 @@ from server.config import HttpSettings
 from server.engine.http_stream import HttpStream, Job, cached
 from server.engine.segment import Patterns, Segmenter
 from server.engine.tokenizer import HFTokenizer
+from server.engine.tops import likeliest
 from server.types import Sampling, Step, Stop
 from server.upstream import Upstream
 
@@ -95,7 +96,7 @@ class CompletionStream(HttpStream):
             "max_tokens": job.limit - len(self._ids),
             "stream": True,
             "stream_options": {"include_usage": True},
-            "logprobs": 0,
+            "logprobs": job.top_logprobs,
             "return_token_ids": True,
             "return_tokens_as_token_ids": True,
             "stop": [s for s in stops if s],
@@ -116,7 +117,13 @@ class CompletionStream(HttpStream):
             raise ValueError(f"{len(logprobs)} log-probabilities for {len(ids)} tokens")
         self.generated += len(ids)
         self._ids.extend(ids)
-        return self._segmenter.feed(ids, logprobs)
+        return self._segmenter.feed(ids, logprobs, self._tops(choice["logprobs"]))
+
+    def _tops(self, logprobs: dict[str, Any]) -> list[tuple[float, ...]]:
+        """vLLM names the likeliest tokens, and the sampled one if it is none of them."""
+        k = self.job.top_logprobs
+        found = logprobs["top_logprobs"] if k else ()
+        return [likeliest((row or {}).values(), k) for row in found]
 
     def rest(self, stop: Stop) -> Step | None:
         return self._segmenter.finish(stop)

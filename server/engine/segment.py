@@ -142,6 +142,7 @@ class Segmenter:
         self._state = patterns.after(before)
         self._ids: list[int] = []
         self._logprobs: list[float] = []
+        self._tops: list[tuple[float, ...]] = []
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._utf8.decode(b"".join(map(patterns.piece, before[-4:])))
 
@@ -150,8 +151,13 @@ class Segmenter:
         """Tokens fed since the last step ended."""
         return len(self._ids)
 
-    def feed(self, ids: Sequence[int], logprobs: Sequence[float] = ()) -> list[Step]:
-        """Take tokens in; return the steps that they end."""
+    def feed(
+        self,
+        ids: Sequence[int],
+        logprobs: Sequence[float] = (),
+        tops: Sequence[tuple[float, ...]] = (),
+    ) -> list[Step]:
+        """Take tokens in, and what is known of each; return the steps that they end."""
         steps: list[Step] = []
         if self.ended:
             return steps
@@ -162,13 +168,14 @@ class Segmenter:
                 if at - first + 1 < room:
                     continue
                 stop = Stop.STEP
-            self._take(ids[first : at + 1], logprobs[first : at + 1])
+            end = at + 1
+            self._take(ids[first:end], logprobs[first:end], tops[first:end])
             steps.append(self._emit(stop, cut))
-            first, room = at + 1, self._limit
+            first, room = end, self._limit
             if stop is Stop.END:
                 self.ended = True
                 return steps
-        self._take(ids[first:], logprobs[first:])
+        self._take(ids[first:], logprobs[first:], tops[first:])
         self._state = state
         return steps
 
@@ -179,9 +186,15 @@ class Segmenter:
         self.ended = True
         return self._emit(stop, 0)
 
-    def _take(self, ids: Sequence[int], logprobs: Sequence[float]) -> None:
+    def _take(
+        self,
+        ids: Sequence[int],
+        logprobs: Sequence[float],
+        tops: Sequence[tuple[float, ...]],
+    ) -> None:
         self._ids.extend(ids)
         self._logprobs.extend(logprobs)
+        self._tops.extend(tops)
 
     def _emit(self, stop: Stop, cut: int) -> Step:
         step = Step(
@@ -191,9 +204,11 @@ class Segmenter:
             stop=stop,
             version=self.version,
             count=len(self._ids),
+            tops=tuple(self._tops),
         )
         self._ids.clear()
         self._logprobs.clear()
+        self._tops.clear()
         self._begun = 0
         return step
 

@@ -11,6 +11,7 @@ from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 
 from server.config import VllmSettings
+from server.engine import tops
 from server.engine.llm import Llm, llm_boundary, terminate
 from server.engine.segment import Patterns, Segmenter
 from server.engine.tokenizer import HFTokenizer
@@ -68,6 +69,7 @@ class VllmEngine:
         top_logprobs: int = 0,
     ) -> VllmStream:
         self._fit(len(prompt_ids), max_tokens)
+        tops.check(top_logprobs)
         patterns = self._automaton(cut.delimiter, sampling.stop)
         segmenter = Segmenter(
             patterns,
@@ -76,7 +78,8 @@ class VllmEngine:
             before=self._answer(prompt_ids),
             begun=cut.begun,
         )
-        request = Request(tuple(prompt_ids), max_tokens, seed, sampling, priority)
+        ids = tuple(prompt_ids)
+        request = Request(ids, max_tokens, seed, sampling, priority, top_logprobs)
         halting = (lambda: self._halting_ids(cut.delimiter)) if cut.halt else None
         return VllmStream(self._llm, segmenter, request, cut.max_step_tokens - cut.begun, halting)
 

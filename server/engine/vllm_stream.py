@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -22,6 +22,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 
 from server.engine.llm import Llm, llm_boundary
 from server.engine.segment import Segmenter
+from server.engine.tops import likeliest
 from server.types import Sampling, Step, Stop
 
 REASONS = {"stop": Stop.END, "length": Stop.LENGTH}
@@ -29,7 +30,8 @@ FIELD = "logprobs"  # key in `kv_transfer_params`, which is free without a KV co
 
 
 class LeanScheduler(Scheduler):
-    """vLLM's scheduler, sending a sampled token's log-probability as one float.
+    """vLLM's scheduler, sending a sampled token's log-probability as one float, and the `k`
+    likeliest ones' as `k` more where a request asks for them.
 
     vLLM sends three NumPy arrays for each token; packing, unpacking and wrapping them took 17 of
     the 29 us of front-end CPU that a token of the reference policy cost. Requests that ask for
@@ -39,19 +41,25 @@ class LeanScheduler(Scheduler):
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
         if model_runner_output.logprobs is None or self.connector is not None:
             return super().update_from_output(scheduler_output, model_runner_output)
-        whole = {i for i in model_runner_output.req_ids if self._wants_more(i)}
+        wants = {i: k for i in model_runner_output.req_ids if (k := self._wants(i)) != 0}
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         for output in chain.from_iterable(o.outputs for o in outputs.values()):
-            if output.new_logprobs is not None and output.request_id not in whole:
-                sampled = output.new_logprobs.logprobs[:, 0]
-                output.kv_transfer_params = {FIELD: sampled.tolist()}
-                output.new_logprobs = None
+            if output.new_logprobs is not None:
+                k = wants.get(output.request_id, 0)
+                if k is not None:
+                    found = output.new_logprobs.logprobs  # [token, the sampled and the likeliest]
+                    sent = found[:, : k + 1] if k else found[:, 0]
+                    output.kv_transfer_params = {FIELD: sent.tolist()}
+                    output.new_logprobs = None
         return outputs
 
-    def _wants_more(self, request_id: str) -> bool:
+    def _wants(self, request_id: str) -> int | None:
+        """How many of the likeliest tokens' log-probabilities; None: those of given tokens."""
         request = self.requests.get(request_id)
         params = None if request is None else request.sampling_params
-        return params is not None and bool(params.logprobs or params.logprob_token_ids)
+        if params is None:
+            return 0
+        return None if params.logprob_token_ids else params.logprobs or 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +71,7 @@ class Request:
     seed: int | None
     sampling: Sampling
     priority: int
+    top_logprobs: int = 0
 
     def params(self, stop_token_ids: list[int]) -> SamplingParams:
         s = self.sampling
@@ -75,7 +84,7 @@ class Request:
             seed=None if self.seed is None else self.seed % (1 << 63),
             max_tokens=self.max_tokens,
             stop_token_ids=stop_token_ids,
-            logprobs=0,  # of the sampled token alone
+            logprobs=self.top_logprobs,  # beside the sampled token's
             detokenize=False,
             output_kind=RequestOutputKind.DELTA,
             skip_clone=True,
@@ -215,15 +224,18 @@ class VllmStream:
             if not self._cached:  # once a request
                 self._cached = True
                 self.cached_tokens += output.num_cached_tokens
-            self._cut(made.token_ids, _logprobs(output))
+            logprobs, tops = _logprobs(output, self._request.top_logprobs)
+            self._cut(made.token_ids, logprobs, tops)
         if output.finished:
             self._finish(made.finish_reason)
         elif self._ended and self._id is not None and self._abortion is None:
             self._abortion = asyncio.create_task(self._abort())
 
-    def _cut(self, ids: list[int], logprobs: list[float]) -> None:
+    def _cut(
+        self, ids: list[int], logprobs: Sequence[float], tops: Sequence[tuple[float, ...]]
+    ) -> None:
         self._ids += ids
-        steps = self._segmenter.feed(ids, logprobs)
+        steps = self._segmenter.feed(ids, logprobs, tops)
         if not steps:
             return
         if self._halting is not None:
@@ -248,8 +260,14 @@ class VllmStream:
             self._steps.append(step)
 
 
-def _logprobs(output: Any) -> list[float]:
-    """One for each sampled token of a delivery, from our scheduler's form or from vLLM's."""
-    if (lean := output.kv_transfer_params) is not None:
-        return lean[FIELD]  # type: ignore[no-any-return]
-    return [p.logprob for d in output.outputs[0].logprobs for p in d.values()]
+def _logprobs(output: Any, k: int) -> tuple[list[float], Sequence[tuple[float, ...]]]:
+    """For each sampled token of a delivery its own and the `k` likeliest ones', from our
+    scheduler's form or from vLLM's."""
+    lean = output.kv_transfer_params
+    if lean is not None and not k:
+        return lean[FIELD], ()
+    if lean is not None:
+        found = lean[FIELD]
+        return [row[0] for row in found], [likeliest(row[1:], k) for row in found]
+    rows = [[p.logprob for p in d.values()] for d in output.outputs[0].logprobs]
+    return [row[0] for row in rows], [likeliest(row, k) for row in rows] if k else ()

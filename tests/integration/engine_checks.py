@@ -6,6 +6,7 @@ Each is `async (engine, prompt) -> None`; `CHECKS` lists them for a parametrised
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -134,6 +135,51 @@ async def top_k_of_one_is_certain(engine: Engine, prompt: Ids) -> None:
     assert all(abs(p) < 1e-5 for s in steps for p in s.logprobs)
 
 
+async def the_likeliest_tokens(engine: Engine, prompt: Ids) -> None:
+    sampling = Sampling(temperature=0.7, top_k=3)
+    source = ask(engine, prompt, seed=5, sampling=sampling, top_logprobs=5)
+    steps = await collect(source)
+    bare = await collect(ask(engine, prompt, seed=5, sampling=sampling))
+    assert [s.tops for s in bare] == [()] * len(bare)
+    assert ids_of(steps) == ids_of(bare)
+    for step in steps:
+        assert len(step.tops) == step.count
+        for chosen, tops in zip(step.logprobs, step.tops, strict=True):
+            assert len(tops) == 5 and list(tops) == sorted(tops, reverse=True)
+            assert sum(map(math.exp, tops[:3])) == pytest.approx(1.0, abs=0.01)
+            assert tops[3:] == (-math.inf, -math.inf)
+            assert any(chosen == pytest.approx(p, abs=1e-4) for p in tops[:3])
+
+
+async def the_likeliest_tokens_beside_labels(engine: Engine, prompt: Ids) -> None:
+    """A batch that other requests ask for labels gives the right ones or none."""
+
+    async def bother() -> None:
+        while not done.is_set():
+            await engine.label_logprobs(prompt, [*prompt[:2]])
+
+    done = asyncio.Event()
+    others = [asyncio.create_task(bother()) for _ in range(2)]
+    source = ask(engine, prompt, sampling=GREEDY, top_logprobs=4)
+    steps = await collect(source)
+    done.set()
+    await asyncio.gather(*others)
+    alone = await collect(ask(engine, prompt, sampling=GREEDY, top_logprobs=4))
+    pairs = [
+        (got, right)
+        for s, a in zip(steps, alone, strict=True)
+        for got, right in zip(s.tops, a.tops, strict=True)
+    ]
+    assert all(right for _, right in pairs)
+    assert all(got == pytest.approx(right, abs=0.1) for got, right in pairs if got)
+
+
+async def more_likeliest_tokens_than_any_gives(engine: Engine, prompt: Ids) -> None:
+    with pytest.raises(BadRequest) as error:
+        ask(engine, prompt, top_logprobs=21)
+    assert error.value.param == "top_logprobs"
+
+
 async def labels_agree_with_sampling(engine: Engine, prompt: Ids) -> None:
     (step,) = await collect(ask(engine, prompt, seed=3, max_tokens=1))
     (label, other), _ = await engine.label_logprobs(prompt, [*step.token_ids, prompt[0]])
@@ -180,6 +226,9 @@ CHECKS: tuple[Check, ...] = (
     a_stop_string_ends_the_answer,
     length_ends_a_stream,
     top_k_of_one_is_certain,
+    the_likeliest_tokens,
+    the_likeliest_tokens_beside_labels,
+    more_likeliest_tokens_than_any_gives,
     labels_agree_with_sampling,
     closing_ends_requests,
     cancelling_ends_requests,

@@ -80,6 +80,24 @@ async def test_log_probabilities_are_of_the_sampling_distribution(
         assert (got - expected)[close].abs().mean() < 0.02
 
 
+@pytest.mark.parametrize("sampling", [Sampling(temperature=0.7, top_p=0.9), Sampling()])
+async def test_the_likeliest_tokens_are_of_the_sampling_distribution(
+    sampling: Sampling,
+    policy_engine: VllmEngine,
+    prompt: tuple[int, ...],
+    forward: Callable[[tuple[int, ...]], torch.Tensor],
+) -> None:
+    k = 4
+    source = ask(policy_engine, prompt, seed=3, sampling=sampling, top_logprobs=k)
+    steps = await collect(source)
+    logits = forward(prompt + ids_of(steps))[len(prompt) - 1 : -1] / sampling.temperature
+    expected = nucleus(logits, sampling.top_p).topk(k).values.exp()
+    got = torch.tensor([row for s in steps for row in s.tops]).exp()
+    assert got.shape == expected.shape
+    close = (got - expected).abs() < 0.02
+    assert close.float().mean() > 0.95
+
+
 def nucleus(logits: torch.Tensor, top_p: float) -> torch.Tensor:
     """Log-probabilities after top-p: [token, vocabulary]."""
     ordered, order = logits.sort(descending=True)
