@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Protocol
 
 from server.budget import Budget, BudgetSpent
@@ -112,13 +114,15 @@ class Search:
         merge: bool = False,
         operator: Operator | None = None,
         on_step: OnStep | None = None,
+        lookahead: int = 0,
     ) -> Node:
         """Sample one continuation of `parent`, attach it, score it; the node where it ends.
 
         `until=Stop.END` writes the whole answer: a chain of one node a step, scored at its
         end. `merge` returns the sibling that already says the same, if there is one, and
         counts it (`Node.multiplicity`). `operator` says how the policy is made to go on; if
-        None, the search's actions do. `on_step` is told of each step of a whole answer as it
+        None, the search's actions do. `lookahead` is how many greedy steps further the scorer
+        looks to value it. `on_step` is told of each step of a whole answer as it
         lands, while the policy writes on; not of the last one. Raises `BudgetSpent`, also where
         the context is full.
         """
@@ -130,7 +134,7 @@ class Search:
             node = await self._write(parent, until, merge, operator, on_step)
             if score and node.score is None:
                 score = False  # from here on the call is made
-                await self._score(node)
+                await self._score(node, await self._ahead(node, lookahead))
             await self._rule(node)
             return node
         finally:
@@ -150,11 +154,12 @@ class Search:
         merge: bool,
         operator: Operator | None,
         on_step: OnStep | None,
+        greedy: bool = False,
     ) -> Node:
         ordinal = _next_ordinal(node)
         while True:
             how = operator or self._operator(node, ordinal)
-            node = await self._turn(node, ordinal, until, merge, how, on_step)
+            node = await self._turn(node, ordinal, until, merge, how, on_step, greedy)
             if until is Stop.STEP or node.finished:
                 return node
             # An aside is over, and the answer is not: the policy is asked for the rest of it.
@@ -168,9 +173,12 @@ class Search:
         merge: bool,
         how: Operator,
         on_step: OnStep | None,
+        greedy: bool = False,
     ) -> Node:
         """Write on under `how`, to the end of a step or of the turn."""
         begin = opening(node, how, self.writer.engine.tokenizer)
+        if greedy:
+            begin = replace(begin, greedy=True)
         place = (*node.place, ordinal)
         async with self.writer.path(node, place, begin, whole=until is Stop.END) as path:
             while True:
@@ -280,8 +288,20 @@ class Search:
         self._emit(StepEvent(node))
         return node
 
-    async def _score(self, node: Node) -> None:
-        path = node.path()
+    async def _ahead(self, node: Node, steps: int) -> Node:
+        """Where the policy gets in so many greedy steps; the tree does not grow from those."""
+        at = node
+        with suppress(BudgetSpent):
+            while at.depth < node.depth + steps and not at.finished:
+                at = await self._write(at, Stop.STEP, False, None, None, greedy=True)
+                await self.prune(at)
+                await self._rule(at)
+        return at
+
+    async def _score(self, node: Node, end: Node | None = None) -> None:
+        """Score `node` by the path to it, or by the path through it to `end`."""
+        end = end or node
+        path = end.path()
         verdict = await self.scorer.score(self.prompt, path)
         scored = path[len(path) - len(verdict.steps) :]
         for at, raw in zip(scored, verdict.steps, strict=True):
@@ -292,8 +312,9 @@ class Search:
                     at.parts.setdefault(name, part)
         self.scorer_computed += verdict.computed
         self.scorer_cached += verdict.cached
-        node.score = verdict.value
-        self._emit(ScoreEvent(node))
+        for valued in dict.fromkeys((node, end)):
+            valued.score = verdict.value
+            self._emit(ScoreEvent(valued))
 
     async def _rule(self, node: Node) -> None:
         """Have a finished answer judged; one that is right leaves nothing to search for."""

@@ -19,6 +19,7 @@ class Opening:
     operator: Operator
     prompt: Prompt | None = None  # what the policy reads, if that is not the path
     said: tuple[int, ...] = ()  # the operator's words
+    greedy: bool = False  # at temperature 0
 
     def ids(self, node: Node) -> tuple[int, ...]:
         """What the policy reads before the operator's words, to go on from `node`."""
@@ -33,14 +34,15 @@ class Opening:
 
     def behaviour(self, parent: Node) -> str | None:
         """Of a child of `parent`: what goes on plainly goes on with the same turn."""
-        return self.operator.behaviour if self is not PLAIN else parent.behaviour
+        plain = self.operator == Operator() and self.prompt is None
+        return parent.behaviour if plain else self.operator.behaviour
 
     def mark(self, node: Node) -> None:
         """Say on `node`, the first that was written so, how it was."""
         assert node.parent is not None
         node.prompt = self.prompt
         node.behaviour = self.behaviour(node.parent)
-        node.fresh = self.operator.fresh
+        node.fresh, node.greedy = self.operator.fresh, self.greedy
         node.aside = self.operator.aside if self.operator.ask else node.parent.aside
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from server.profiles import AnswerProfile
 from server.search.answers import key_of
 from server.search.core import Search
-from server.traces.schema import NodeRecord, PartRecord, UsageRecord, VersionSpan
+from server.traces.schema import NodeRecord, PartRecord, Proposal, UsageRecord, VersionSpan
 from server.types import Node
 
 
@@ -38,6 +38,7 @@ def _record(node: Node, profile: AnswerProfile, verified: bool) -> NodeRecord:
         ),
         prompt_ids=node.prompt.ids if node.prompt and parent else None,
         multiplicity=node.multiplicity,
+        proposal=_proposal(node),
         behaviour=node.behaviour,
         fresh=node.fresh,
         aside=node.aside,
@@ -52,6 +53,13 @@ def _record(node: Node, profile: AnswerProfile, verified: bool) -> NodeRecord:
         outcome=node.raw if verified and node.finished else node.outcome,
         answer_norm=key_of(node, profile) if node.finished else None,
     )
+
+
+def _proposal(node: Node) -> Proposal:
+    if node.greedy:
+        return Proposal.GREEDY
+    resampled = node.parent is not None and node.parent.resampled
+    return Proposal.RESAMPLED if resampled else Proposal.IID
 
 
 def usage_record(search: Search, seconds: float) -> UsageRecord:

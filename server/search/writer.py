@@ -73,6 +73,7 @@ class Writer:
     ):
         self.engine, self.budget, self.shape = engine, budget, shape
         self.sampling, self.seed = sampling, seed
+        self.greedy = sampling.model_copy(update={"temperature": 0.0})
         self.ledger = Ledger()
         self.last_resort = False  # finishing: a step cut short by the budget is better than none
         self.slots = asyncio.Semaphore(budget.concurrency or 1 << 30)
@@ -132,7 +133,7 @@ class Writer:
         one_step = min(room, max(1, shape.cut.max_step_tokens - begun))
         if room < 1:
             raise BudgetSpent
-        ahead = not whole and shape.lookahead > 0 and self.engine.load().room
+        ahead = not whole and not begin.greedy and shape.lookahead > 0 and self.engine.load().room
         want = one_step
         if whole:
             want = min(room, max(shape.chunk, one_step))
@@ -146,7 +147,7 @@ class Writer:
                 ids,
                 max_tokens=hold.tokens,
                 seed=None if self.seed is None else seed_of(self.seed, place, begun),
-                sampling=self.sampling,
+                sampling=self.greedy if begin.greedy else self.sampling,
                 cut=cut,
                 top_logprobs=shape.top_logprobs,
             )
@@ -193,7 +194,8 @@ class Path:
         """Let the branch run ahead of the last node written, or close it."""
         self.writer.writing -= 1
         self.writer.slots.release()
-        if error[0] is None and self.branch and self.writer.park(self.node, self.branch):
+        kept = error[0] is None and not self.node.greedy
+        if kept and self.branch and self.writer.park(self.node, self.branch):
             return
         await self._close()
 

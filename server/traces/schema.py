@@ -35,6 +35,7 @@ class Proposal(StrEnum):
 
     IID = "iid"
     RESAMPLED = "resampled"
+    GREEDY = "greedy"
     EXPERT = "expert"
 
 
