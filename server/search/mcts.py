@@ -1,32 +1,60 @@
-"""Monte Carlo tree search over steps, several simulations at a time.
+"""Monte Carlo tree search, several simulations at a time.
 
-Selection is PUCT (Rosin 2011; Silver et al. 2017, arXiv:1712.01815): Q + c P sqrt(N) / (1 + n),
-the prior P being the policy's own probability of the step among its siblings, per token so that
-long steps are comparable. Children are sampled, not enumerated (Hubert et al. 2021,
-arXiv:2104.06303), equal ones are merged, and a node visited n times has branch * n^widen of them
-(progressive widening; Chaslot et al. 2008). The scorer's value stands in for a rollout: each new
-child is evaluated once and backed up to the root, so a node's visits are its own evaluation plus
-its children's visits. A simulation in flight counts as a visit of value 0 (virtual loss; Chaslot
-et al. 2008), which sends the next one elsewhere; only one that ends at a leaf already being
-expanded waits for it.
+A simulation selects a leaf by `select`, samples children below it, values them by the scorer and
+backs each of those values up to the root once (`server/search/tree_policy.py` has the rules and
+their papers). A node's visits are its own evaluation plus its children's visits. Children are
+sampled, not enumerated (Hubert et al. 2021, arXiv 2104.06303), equal ones are merged, and a node
+visited n times has branch * n^widen of them (progressive widening; Chaslot et al. 2008). Going
+back to a finished answer costs no token; it is a visit all the same, so that a search that is
+drawn to an answer again and again comes to widen the nodes above it.
+
+What a child is (`granularity`; arXiv 2412.14135, section 5.2):
+
+- `step`: the next step, and the scorer's value of it stands in for a rollout, as in AlphaZero
+  (arXiv 1712.01815) and ReST-MCTS* (arXiv 2406.03816).
+- `solution`: a rollout to the answer's end, whose value is backed up through all its steps. They
+  stay in the tree, each a node that can be expanded, where a textbook rollout is thrown away
+  (cf. rStar, arXiv 2408.06195, section 3.3).
+
+Blocks of a number of tokens, the third granularity, are a matter of the model profile: one with
+no delimiter has steps of `max_step_tokens`.
+
+Early exits (AP-MCTS, arXiv 2604.00510): positive, as soon as an answer is scored `stop_at`;
+negative: a step scored below `futile` is given up, a node all of whose children are given up is
+so too, and with the root the search. Under a score that can only fall along a path
+(aggregation by `min` or `prod`) nothing that reaches `futile` is lost by that.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from math import exp, sqrt
-from statistics import fmean
-from typing import ClassVar, Literal
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from server.search.answers import Choice
 from server.search.core import Search
 from server.search.strategy import BaseStrategy, Bound
-from server.types import Node
+from server.search.tree_policy import (
+    BACK_UP,
+    Backup,
+    InFlight,
+    Pending,
+    Prior,
+    Rule,
+    TreePolicy,
+    set_priors,
+)
+from server.types import Node, Stop
 
-Pending = Counter[Node]  # simulations in flight through each node
+
+@dataclass(slots=True)
+class Flights:
+    """The simulations that have begun and not ended."""
+
+    pending: Pending = field(default_factory=Pending)
+    expanding: dict[Node, asyncio.Event] = field(default_factory=dict)  # leaf -> it is done
 
 
 class MCTS(BaseStrategy):
@@ -41,63 +69,106 @@ class MCTS(BaseStrategy):
     widen: float = Field(
         0.3, ge=0, le=1, description="a node of n visits gets branch * n^widen children; 0: branch"
     )
+    granularity: Literal["step", "solution"] = Field(
+        "step", description="a child is the next step, or a rollout to the answer's end"
+    )
     parallel: int = Field(4, ge=1, description="simulations in flight")
+    in_flight: InFlight = Field(
+        "virtual_loss", description="as visits worth nothing, or as visits without a value yet"
+    )
+    select: Rule = "puct"
     c: float = Field(1.0, ge=0, allow_inf_nan=False, description="weight of exploration")
-    prior: Literal["policy", "uniform"] = "policy"
+    prior: Prior = Field("policy", description="of puct")
+    backup: Backup = Field("mean", description="a node is worth its evaluations' mean, or its best")
     stop_at: float = Field(
         1.0, gt=0, le=1, description="an answer scored this high ends the search"
     )
+    futile: float = Field(
+        0.0, ge=0, lt=1, description="what is scored below this is given up; nothing left: the end"
+    )
     choose: Choice = "best"
 
+    @model_validator(mode="after")
+    def _steps_are_scored(self) -> Self:
+        if self.futile and self.granularity == "solution":
+            raise ValueError("futile needs granularity step: the steps of a rollout have no score")
+        return self
+
     async def run(self, search: Search) -> None:
-        pending: Pending = Counter()
-        expanding: dict[Node, asyncio.Event] = {}
+        flights = Flights()
         tickets = iter(range(self.simulations))  # shared: each simulation takes one
 
         async def worker() -> None:
             for _ in tickets:
-                while busy := expanding.get((path := self.select(search.root, pending))[-1]):
+                while busy := flights.expanding.get(
+                    (path := self.descend(search.root, flights.pending))[-1]
+                ):
                     await busy.wait()
-                if await self._simulate(search, path, pending, expanding):
+                if await self._simulate(search, path, flights):
                     return search.stop()
 
         for _ in range(self.parallel):
             search.spawn(worker())
 
-    async def _simulate(
-        self,
-        search: Search,
-        path: list[Node],
-        pending: Pending,
-        expanding: dict[Node, asyncio.Event],
-    ) -> bool:
-        """One simulation; whether it found an answer that ends the search."""
+    async def _simulate(self, search: Search, path: list[Node], flights: Flights) -> bool:
+        """One simulation; whether it ends the search."""
         leaf = path[-1]
         if leaf.finished:
-            backup(path, leaf.value)
+            BACK_UP[self.backup](path, leaf.value)
             return False
-        pending.update(path)
-        done = expanding[leaf] = asyncio.Event()
+        flights.pending.update(path)
+        done = flights.expanding[leaf] = asyncio.Event()
         try:
-            width = self.missing(leaf)
-            children = {c async for c in search.expand(leaf, width, merge=True) if not c.visits}
+            ends = await self._expand(search, leaf)
         finally:
-            pending.subtract(path)
-            del expanding[leaf]
+            flights.pending.subtract(path)
+            del flights.expanding[leaf]
             done.set()
         set_priors(leaf, self.prior)
-        for child in sorted(children, key=lambda n: n.place):
-            backup([*path, child], child.value)
-        return any(c.finished and c.value >= self.stop_at for c in children)
+        for end in ends:
+            self._back_up(path, leaf, end)
+        if any(end.finished and end.value >= self.stop_at for end in ends):
+            return True
+        return await self._give_up(search, leaf, flights)
 
-    def select(self, root: Node, pending: Pending) -> list[Node]:
-        """From the root down by PUCT to a node that is finished or wants more children."""
+    async def _expand(self, search: Search, leaf: Node) -> list[Node]:
+        """Sample what `leaf` lacks: the new nodes at which that ended, in a fixed order."""
+        until = Stop.STEP if self.granularity == "step" else Stop.END
+        arrivals = search.expand(leaf, self.missing(leaf), merge=True, until=until)
+        return sorted({n async for n in arrivals if not n.visits}, key=lambda n: n.place)
+
+    def _back_up(self, path: list[Node], leaf: Node, end: Node) -> None:
+        rollout: list[Node] = []
+        node: Node | None = end
+        while node is not None and node is not leaf:
+            rollout.append(node)
+            node = node.parent
+        for child in rollout[1:]:
+            set_priors(child, self.prior)
+        BACK_UP[self.backup](path + rollout[::-1], end.value)
+
+    async def _give_up(self, search: Search, leaf: Node, flights: Flights) -> bool:
+        """Prune the futile children of `leaf` and what is futile with them; whether that is all."""
+        for child in leaf.children:
+            if child.score is not None and child.score < self.futile:
+                await search.prune(child)
+        node: Node | None = leaf
+        while node is not None and node not in flights.expanding:
+            if not node.children or not all(child.pruned for child in node.children):
+                return False
+            await search.prune(node)
+            node = node.parent
+        return node is None
+
+    def descend(self, root: Node, pending: Pending) -> list[Node]:
+        """From the root down to a node that is finished or wants more children."""
+        policy = TreePolicy(self.select, self.c, self.in_flight)
         path = [root]
         while not path[-1].finished and not self.missing(path[-1]):
-            scored = sorted((n for n in path[-1].children if n.visits), key=lambda n: n.place)
-            if not scored:  # its children are being scored, or the budget ended before that
+            child = policy.best(path[-1], pending)
+            if child is None:  # they are being scored, or the budget ended before that
                 break
-            path.append(max(scored, key=lambda n: puct(n, pending, self.c)))
+            path.append(child)
         return path
 
     def missing(self, node: Node) -> int:
@@ -110,34 +181,7 @@ class MCTS(BaseStrategy):
         return more if sampled + more <= self.branch * node.visits**self.widen else 0
 
     def worst_case(self, answer: int, step: int) -> int:
-        return self.simulations * self.branch * step
+        return self.simulations * self.branch * (step if self.granularity == "step" else answer)
 
     def most_answers(self) -> int:
         return self.simulations * self.branch
-
-
-def puct(node: Node, pending: Pending, c: float) -> float:
-    """Mean value plus exploration; simulations in flight look like visits worth nothing."""
-    assert node.parent is not None
-    visits = node.visits + pending[node]
-    above = node.parent.visits + pending[node.parent]
-    explore = c * (node.prior or 0.0) * sqrt(above) / (1 + visits)
-    return node.value_sum / visits + explore
-
-
-def set_priors(parent: Node, kind: Literal["policy", "uniform"]) -> None:
-    """P over the children: equal, or the policy's mean probability of their tokens, normalised."""
-    weights = [
-        exp(fmean(n.step.logprobs)) if kind == "policy" and n.step and n.step.logprobs else 1.0
-        for n in parent.children
-    ]
-    total = sum(weights)
-    for node, weight in zip(parent.children, weights, strict=True):
-        node.prior = weight / total if total > 0 else 1 / len(weights)
-
-
-def backup(path: list[Node], value: float) -> None:
-    """Count one evaluation worth `value` on every node of the path."""
-    for node in path:
-        node.visits += 1
-        node.value_sum += value
