@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from server.profiles import AnswerProfile, shipped
-from server.search.answers import Choice, answer_key, rank
+from server.reward.answer import answer_key
+from server.search.answers import Choice, rank
 from server.types import Node, Step, Stop
 
 REFERENCE = shipped()["reference"].answer

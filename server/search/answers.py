@@ -1,14 +1,14 @@
-"""From a tree to its answers: extraction, canonical keys, the final choice."""
+"""From a tree to its answers: one of each kind, and the final choice."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 from server.profiles import AnswerProfile
-from server.reward.verifiers.expression import expression_key
+from server.reward.answer import answer_key, extract, last_match
 from server.types import Node, Stop
 
 # best: the answer whose path scores highest; weighted: equal answers add up their scores;
@@ -83,26 +83,8 @@ def _parse(node: Node, profile: AnswerProfile) -> _Parsed:
     steps = [n.step.text for n in node.path() if n.step]
     text = "".join(steps)
     final = extract(text, profile)
-    at = _answer_step(steps, _last_match(text, profile)) if profile.pattern else 0
+    at = _answer_step(steps, last_match(text, profile)) if profile.pattern else 0
     return _Parsed(tuple(steps[:at]), "".join(steps[at:]), final, answer_key(final, profile.key))
-
-
-def _last_match(text: str, profile: AnswerProfile) -> re.Match[str] | None:
-    found = None
-    for match in re.finditer(profile.pattern or r"(?s)\A(.*)\Z", text):
-        found = match
-    return found
-
-
-def extract(text: str, profile: AnswerProfile) -> str | None:
-    """The final answer in `text`, as written."""
-    found = _last_match(text, profile)
-    return found.group(1).strip() if found else None
-
-
-def key_of(node: Node, profile: AnswerProfile) -> str | None:
-    """The canonical form of the answer that ends at `node`."""
-    return answer_key(extract(node.text(), profile), profile.key)
 
 
 def _answer_step(steps: list[str], found: re.Match[str] | None) -> int:
@@ -114,27 +96,6 @@ def _answer_step(steps: list[str], found: re.Match[str] | None) -> int:
             if found.start() < end:
                 return i
     return len(steps) - 1
-
-
-def answer_key(final: str | None, kind: Literal["text", "expression"]) -> str | None:
-    """A canonical form under which equal answers are equal."""
-    if not final:
-        return None
-    return KEYS[kind](final)
-
-
-def _text_key(text: str) -> str | None:
-    return " ".join(text.split()).casefold().rstrip(".") or None
-
-
-def _expression_key(text: str) -> str | None:
-    return expression_key(text) or _text_key(text)
-
-
-KEYS: Mapping[str, Callable[[str], str | None]] = {
-    "text": _text_key,
-    "expression": _expression_key,
-}
 
 
 Path = tuple[Node, _Parsed]

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from server.budget import Budget, BudgetSpent
 from server.errors import unwrap
 from server.profiles import AnswerProfile
-from server.search.answers import key_of
+from server.reward.answer import key_of
 from server.search.events import DecisionEvent, Listener, PruneEvent, ScoreEvent, StepEvent
 from server.search.operators import PLAIN, Opening, opening
 from server.search.writer import Shape, Writer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from server.profiles import AnswerProfile
-from server.search.answers import key_of
+from server.reward.answer import key_of
 from server.search.core import Search
 from server.traces.schema import NodeRecord, PartRecord, Proposal, UsageRecord, VersionSpan
 from server.types import Node
