@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.common import Report, options
 from benchmarks.puzzles import Puzzle, held_out, messages, question
 from benchmarks.stack import reference
-from server.reward.verifiers.countdown import Countdown
+from server.reward.verifiers.countdown import puzzle as read
 from server.search import MCTS, Beam, BestOfN, Strategy, Vote
 from server.service import Outcome, Service
 
@@ -65,7 +65,8 @@ async def solve(service: Service, method: Method, puzzle: Puzzle) -> Solved:
 
 
 def correct(puzzle: Puzzle, answer: str) -> bool:
-    return bool(Countdown().right([question(puzzle)], answer))
+    asked = read(question(puzzle))
+    return asked is not None and asked.solved_by(answer)
 
 
 async def run_method(

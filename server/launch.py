@@ -158,6 +158,8 @@ async def built(settings: Settings, stack: AsyncExitStack) -> tuple[Service, Fas
         prm = reward.build_prm(settings.prm, profile) if settings.prm else None
         orm = reward.build_orm(settings.orm) if settings.orm else None
     traces = make_store(settings.traces)
+    tools = reward.Tools(settings.verifiers)
+    stack.push_async_callback(tools.close)
     parts = {"policy": policy, "prm": prm, "orm": orm, "traces": traces}
     starts = []
     for name, part in parts.items():
@@ -167,7 +169,9 @@ async def built(settings: Settings, stack: AsyncExitStack) -> tuple[Service, Fas
     await _started(starts, together=may_start_together(settings))
     metrics = Metrics(CollectorRegistry())
     watch(metrics, policy, traces)
-    service = Service(settings, Models(policy, profile, prm, orm), traces=traces, observer=metrics)
+    service = Service(
+        settings, Models(policy, profile, prm, orm, tools), traces=traces, observer=metrics
+    )
     metrics.watch("share_waiting", "Requests that wait for room", lambda: service.share.waiting)
     return service, create_app(service, settings, traces, metrics)
 

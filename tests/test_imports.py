@@ -19,6 +19,7 @@ LAYERS = [
     "server.profiles",
     "server.traces.schema",
     "server.config",
+    "server.sandbox",
     "server.upstream",
     "server.engine",
     "server.reward",

@@ -12,14 +12,15 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from server.errors import BadRequest
-from server.reward import Models, Reward, Verifier
+from server.reward import Models, Reward
+from server.reward.verifiers import Countdown
 from server.reward.verifiers.countdown import Puzzle, puzzle
 from server.types import Prompt, Score, Stop
 from tests.fakes import FakeEngine
 from tests.rewarding import PROFILE, grow, prompt_of
 from tests.virtual import run
 
-VERIFIER = Verifier(name="countdown")
+VERIFIER = Countdown()
 PROMPT = prompt_of("Use 4 9 10 13 to make 24.")
 
 

@@ -13,7 +13,8 @@ from server.ask import Ask, BudgetSpec, strategies
 from server.config import HttpSettings, Limits, Settings
 from server.errors import BadRequest, EngineError, NoAnswer, Overloaded, PonderError
 from server.profiles import shipped
-from server.reward import Confidence, Models, Prm, Verifier
+from server.reward import Confidence, Models, Prm
+from server.reward.verifiers import Countdown
 from server.search import MCTS, Beam, BestOfN, Vote
 from server.service import Service
 from server.traces.schema import Trace
@@ -76,7 +77,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"sampling": {"warmth": 1.0}}, "warmth"),
     ({"reward": Prm()}, "reward"),
     (
-        {"messages": [Message("user", "Hello")], "reward": Verifier(name="countdown")},
+        {"messages": [Message("user", "Hello")], "reward": Countdown()},
         "reward",
     ),
 ]
@@ -198,7 +199,7 @@ def test_time_in_the_queue_counts() -> None:
 
 def test_a_verifier_records_outcomes() -> None:
     async def ask(it: Service) -> Any:
-        reward = Verifier(name="countdown")
+        reward = Countdown()
         return await it.reason(it.prepare(messages=ASKED, reward=reward, strategy=BestOfN(n=3)))
 
     outcome, _ = reasoned(ask)

@@ -19,9 +19,12 @@ from server.reward.label import Label
 from server.reward.models import Models
 from server.reward.orm import Orm
 from server.reward.process import Prm, Value
-from server.reward.verifiers import Verifier
+from server.reward.tools import Tools
+from server.reward.verifiers import AnyVerifier, Verifier
 
-Reward = Annotated[Prm | Value | Orm | Label | Confidence | Verifier, Field(discriminator="kind")]
+Reward = Annotated[
+    Prm | Value | Orm | Label | Confidence | AnyVerifier, Field(discriminator="kind")
+]
 
 # Imported when their kind is asked for: a gateway to remote engines needs no vLLM.
 MODULES = {"vllm": "server.reward.prm", "http": "server.reward.remote"}
@@ -35,6 +38,7 @@ __all__ = [
     "Orm",
     "Prm",
     "Reward",
+    "Tools",
     "Value",
     "Verifier",
     "build_orm",

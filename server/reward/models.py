@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pydantic import BaseModel, ConfigDict
 
 from server.profiles import Profile
 from server.reward.client import OrmClient, PrmClient
+from server.reward.tools import Tools
 from server.types import Engine
 
 
@@ -23,3 +24,4 @@ class Models:
     profile: Profile
     prm: PrmClient | None = None
     orm: OrmClient | None = None
+    tools: Tools = field(default_factory=Tools)  # of the verifiers

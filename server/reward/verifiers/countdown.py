@@ -7,10 +7,14 @@ Arithmetic is exact, by fractions; nothing is ever evaluated by Python.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
+from server.errors import BadRequest
+from server.reward.tools import Tools
 from server.reward.verifiers.expression import NotArithmetic, evaluate, operands, parse
+from server.reward.verifiers.verifier import Answer, Verifier
+from server.types import Prompt
 
 _NUMBER = r"[0-9]{1,9}"
 _PUZZLE = re.compile(
@@ -44,11 +48,23 @@ def puzzle(text: str) -> Puzzle | None:
     return Puzzle(tuple(map(int, re.findall(_NUMBER, numbers))), int(target))
 
 
-@dataclass(frozen=True, slots=True)
-class Countdown:
-    asks: str = "puzzles such as 'Use 4 9 10 13 to make 24.' (2 to 16 whole numbers)"
+class Countdown(Verifier):
+    name: Literal["countdown"] = "countdown"
 
-    def right(self, messages: Sequence[str], answer: str) -> bool | None:
-        puzzles = (puzzle(message) for message in reversed(messages))
-        last = next((p for p in puzzles if p is not None), None)
-        return None if last is None else last.solved_by(answer)
+    def check(self, prompt: Prompt) -> None:
+        if _asked(prompt) is None:
+            message = (
+                "the countdown verifier can only judge puzzles such as "
+                "'Use 4 9 10 13 to make 24.' (2 to 16 whole numbers)"
+            )
+            raise BadRequest(message, param="reward")
+
+    async def verdict(self, tools: Tools, prompt: Prompt, answer: Answer) -> float | None:
+        asked = _asked(prompt)
+        return None if asked is None else float(asked.solved_by(answer.text))
+
+
+def _asked(prompt: Prompt) -> Puzzle | None:
+    """The last puzzle that the user sent."""
+    texts = (m.content for m in reversed(prompt.messages) if m.role == "user")
+    return next((found for text in texts if (found := puzzle(text)) is not None), None)
