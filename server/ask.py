@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from server.config import Limits
 from server.errors import BadRequest
 from server.profiles import Profile
-from server.reward import Label, Models, Orm, Prm, Reward, Value, default_reward
+from server.reward import Models, Reward, default_reward
 from server.search import BestOfN, Strategy
 from server.types import Message, Prompt, Sampling, Scorer
 
@@ -74,7 +74,7 @@ class Preparer:
         reward = reward or default_reward(self.models)
         reward.check(prompt)
         scorer = reward.scorer(self.models)
-        max_tokens = self._max_tokens(prompt, self._context(reward), max_tokens)
+        max_tokens = self._max_tokens(prompt, reward.context(self.models), max_tokens)
         strategy = self._fitted(strategy or BestOfN())
         check_bounds(strategy, limits)
         check_n(n, strategy, limits)
@@ -105,22 +105,10 @@ class Preparer:
 
     def _fitted(self, strategy: Strategy) -> Strategy:
         """The strategy with what the caller left open taken from the profile."""
-        fitted = self._defaults.get(strategy.kind)
-        if fitted is None:
-            return strategy
-        given = {name: getattr(strategy, name) for name in strategy.model_fields_set}
-        return fitted.model_copy(update=given)
-
-    def _context(self, reward: Reward) -> int:
-        """Tokens that a path may have: what the policy can write and the PRM can read."""
-        context = self.models.policy.context
-        if isinstance(reward, Label):
-            return context - 1  # the label comes after the last token
-        if isinstance(reward, Prm | Value) and self.models.prm is not None:
-            return min(context, self.models.prm.context)
-        if isinstance(reward, Orm) and self.models.orm is not None:
-            return min(context, self.models.orm.context)
-        return context
+        if (default := self._defaults.get(strategy.kind)) is not None:
+            given = {name: getattr(strategy, name) for name in strategy.model_fields_set}
+            strategy = default.model_copy(update=given)
+        return strategy.fitted(self._fitted)
 
     def _max_tokens(self, prompt: Prompt, context: int, asked: int | None) -> int:
         """Tokens of one answer: the caller's, or the profile's as far as the context allows."""
@@ -188,6 +176,8 @@ def strategies(profile: Profile) -> dict[str, Strategy]:
 
 def check_bounds(strategy: Strategy, limits: Limits) -> None:
     """Refuse parameters beyond the server's limits, by name."""
+    for part in strategy.parts:
+        check_bounds(part, limits)
     for name, bound in {**strategy.bounds, "depth": "depth"}.items():
         most, asked = getattr(limits, bound), getattr(strategy, name)
         if asked is not None and asked > most:

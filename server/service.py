@@ -16,7 +16,8 @@ from server.engine.share import Share
 from server.engine.shared import shared
 from server.errors import NoAnswer
 from server.profiles import Profile
-from server.reward import Models, Verifier
+from server.reward import Models
+from server.reward.models import Settles
 from server.search.answers import Answer, rank
 from server.search.core import Search, run_search
 from server.search.events import Listener
@@ -110,6 +111,8 @@ class Service:
             self._observer.started(ask)
         try:
             await run_search(ask.strategy, search)
+            if isinstance(ask.scorer, Settles):
+                search.decide(**ask.scorer.settle(search.nodes))
             answers = rank(search.nodes, ask.strategy.choose, self.profile.answer)
             if not answers:
                 raise NoAnswer("the budget ended before one step was written", param="budget")
@@ -147,6 +150,7 @@ class Service:
                 max_tokens=ask.max_tokens,
                 lookahead=self.settings.speculation,
                 depth=ask.strategy.depth or self.settings.limits.depth,
+                top_logprobs=max(ask.reward.top_logprobs, ask.strategy.top_logprobs),
             ),
             sampling=ask.sampling,
             seed=ask.seed,
@@ -168,7 +172,6 @@ class Service:
     ) -> Trace:
         tokenizer = self.models.policy.tokenizer
         chosen = answers[0] if answers else None
-        verified = isinstance(ask.reward, Verifier)
         return Trace(
             trace_id=trace_id,
             created_at=datetime.now(UTC),
@@ -198,17 +201,11 @@ class Service:
                 "speculation": self.settings.speculation,
             },
             seed=ask.seed,
-            nodes=node_records(search, self.profile.answer, verified=verified),
+            nodes=node_records(search, self.profile.answer, ask.reward.outcome),
             selected=chosen.node.id if chosen else None,
             answer=chosen.final if chosen else None,
             finish_reason=chosen.finish_reason if chosen else None,
             error=f"{type(error).__name__}: {error}" if error else None,
             usage=usage,
-            outcome=_outcome(chosen, verified),
+            outcome=ask.reward.outcome(chosen.node) if chosen else None,
         )
-
-
-def _outcome(chosen: Answer | None, verified: bool) -> float | None:
-    if chosen is None:
-        return None
-    return chosen.node.raw if verified else chosen.node.outcome

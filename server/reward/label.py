@@ -27,8 +27,8 @@ class Label(Config):
     bad: str | None = None
     aggregate: Aggregate | None = None
 
-    def check(self, prompt: Prompt) -> None:
-        """Any prompt will do."""
+    def context(self, models: Models) -> int:
+        return models.policy.context - 1  # the label comes after the last token
 
     def scorer(self, models: Models) -> Scorer:
         profile, tokenizer = models.profile, models.policy.tokenizer

@@ -2,20 +2,59 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict
 
 from server.profiles import Profile
 from server.reward.client import OrmClient, PrmClient
 from server.reward.tools import Tools
-from server.types import Engine
+from server.types import Engine, Node, Prompt, Scorer
 
 
 class Config(BaseModel):
-    """Base of every reward: its fields are its settings, `scorer` its behaviour."""
+    """Base of every reward: its fields are its settings, `scorer` its behaviour.
+
+    What a request has to know of its reward it asks here, so that a reward made of others answers
+    for all of them.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    verifies: ClassVar[bool] = False  # its raw verdicts are exact, and of finished answers only
+    kind: str
+
+    def check(self, prompt: Prompt) -> None:
+        """Raise `BadRequest` if this reward cannot judge answers to `prompt`."""
+
+    @abstractmethod
+    def scorer(self, models: Models) -> Scorer:
+        """The scorer of one search. Raises `BadRequest` if the server lacks what it takes."""
+
+    @property
+    def top_logprobs(self) -> int:
+        """How many of the likeliest tokens' log-probabilities it needs of each sampled one."""
+        return 0
+
+    def context(self, models: Models) -> int:
+        """The longest path, with its prompt, that can be written and scored; in policy tokens."""
+        return models.policy.context
+
+    def outcome(self, node: Node) -> float | None:
+        """What a verifier said of the answer that ends at `node`: one in it, else the judge."""
+        return node.raw if self.verifies and node.finished else node.outcome
+
+
+@runtime_checkable
+class Settles(Protocol):
+    """A scorer whose values change as more answers land."""
+
+    def settle(self, nodes: Sequence[Node]) -> dict[str, Any]:
+        """Give every scored node of a tree that grows no more its last score, before the choice
+        is made; what there is to say of them all, for the trace."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

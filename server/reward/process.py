@@ -27,8 +27,8 @@ class Prm(Config):
     kind: Literal["prm"] = "prm"
     aggregate: Aggregate | None = None  # None: the profile's
 
-    def check(self, prompt: Prompt) -> None:
-        """Any prompt will do."""
+    def context(self, models: Models) -> int:
+        return _context(models)
 
     def scorer(self, models: Models) -> Scorer:
         if models.prm is None:
@@ -50,14 +50,19 @@ class Value(Config):
     kind: Literal["value"] = "value"
     aggregate: Aggregate = "last"
 
-    def check(self, prompt: Prompt) -> None:
-        """Any prompt will do."""
+    def context(self, models: Models) -> int:
+        return _context(models)
 
     def scorer(self, models: Models) -> Scorer:
         if models.prm is None or models.prm.layout.profile.style != "value":
             message = "this server has no value head: its prm is not of style value"
             raise BadRequest(message, param="reward")
         return PrmScorer(models.prm, self.aggregate, models.profile.delimiter)
+
+
+def _context(models: Models) -> int:
+    policy = models.policy.context
+    return policy if models.prm is None else min(policy, models.prm.context)
 
 
 @dataclass(frozen=True, slots=True)

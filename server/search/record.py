@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from server.profiles import AnswerProfile
 from server.reward.answer import key_of
 from server.search.core import Search
 from server.traces.schema import NodeRecord, PartRecord, Proposal, UsageRecord, VersionSpan
 from server.types import Node
 
+Outcome = Callable[[Node], float | None]
+
 
 def node_records(
-    search: Search, profile: AnswerProfile, *, verified: bool
+    search: Search, profile: AnswerProfile, outcome: Outcome
 ) -> tuple[NodeRecord, ...]:
-    """Every node in the order it was attached; the root is 0.
-
-    `verified`: raw scores are a verifier's verdicts, so they are outcomes too.
-    """
-    return tuple(_record(node, profile, verified) for node in search.nodes)
+    """Every node in the order it was attached; the root is 0. `outcome` gives a verifier's verdict
+    on the answer that ends at a node."""
+    return tuple(_record(node, profile, outcome) for node in search.nodes)
 
 
-def _record(node: Node, profile: AnswerProfile, verified: bool) -> NodeRecord:
+def _record(node: Node, profile: AnswerProfile, outcome: Outcome) -> NodeRecord:
     step, parent = node.step, node.parent
     return NodeRecord(
         id=node.id,
@@ -50,7 +52,7 @@ def _record(node: Node, profile: AnswerProfile, verified: bool) -> NodeRecord:
         value_sum=node.value_sum,
         status=str(node.status),
         finish_reason=str(step.stop) if step else None,
-        outcome=node.raw if verified and node.finished else node.outcome,
+        outcome=outcome(node),
         answer_norm=key_of(node, profile) if node.finished else None,
     )
 

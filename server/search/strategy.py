@@ -29,6 +29,11 @@ class BaseStrategy(BaseModel):
         description="what the children of a node begin with, in turn; none: they just go on",
     )
 
+    @property
+    def top_logprobs(self) -> int:
+        """Likeliest tokens whose log-probabilities it needs of each sampled one."""
+        return 0
+
     @abstractmethod
     async def run(self, search: Search) -> None:
         """Grow the tree. Ends early when the budget does."""

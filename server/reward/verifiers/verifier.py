@@ -12,7 +12,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Literal
+from typing import ClassVar, Literal
 
 from server.reward.cache import Coalescer
 from server.reward.models import Config, Models
@@ -34,6 +34,7 @@ class Answer:
 class Verifier(Config):
     """An exact check of the final answer. Needs no model."""
 
+    verifies: ClassVar[bool] = True
     kind: Literal["verifier"] = "verifier"
     name: str
 
