@@ -15,7 +15,7 @@ from server.reward.verifiers.regex import Regex
 from server.reward.verifiers.verifier import Verifier, VerifierJudge
 
 AnyVerifier = Annotated[
-    Math | Countdown | Regex | JsonSchema | PythonTests | Http, Field(discriminator="name")
+    Math | Countdown | Regex | JsonSchema | PythonTests | Http, Field(discriminator="kind")
 ]
 
 __all__ = [

@@ -49,7 +49,7 @@ def puzzle(text: str) -> Puzzle | None:
 
 
 class Countdown(Verifier):
-    name: Literal["countdown"] = "countdown"
+    kind: Literal["countdown"] = "countdown"
 
     def check(self, prompt: Prompt) -> None:
         if _asked(prompt) is None:

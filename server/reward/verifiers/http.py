@@ -24,7 +24,7 @@ MAX_REPLY = 1 << 16  # bytes
 
 
 class Http(Verifier):
-    name: Literal["http"] = "http"
+    kind: Literal["http"] = "http"
     url: str = Field(max_length=2048)
 
     def permit(self, tools: Tools) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from server.errors import BadRequest
 from server.reward.tools import Tools
@@ -23,7 +23,9 @@ log = logging.getLogger(__name__)
 
 
 class JsonSchema(Verifier):
-    name: Literal["json_schema"] = "json_schema"
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    kind: Literal["json_schema"] = "json_schema"
     # As `schema` in requests: that name is a method of pydantic's models.
     schema_: dict[str, Any] | bool = Field(alias="schema")
 

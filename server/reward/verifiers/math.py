@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class Math(Verifier):
-    name: Literal["math"] = "math"
+    kind: Literal["math"] = "math"
     gold: str = Field(
         min_length=1, max_length=4096, description="the expected answer, LaTeX or plain"
     )

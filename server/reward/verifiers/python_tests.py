@@ -41,7 +41,7 @@ from server.types import Prompt
 
 
 class PythonTests(Verifier):
-    name: Literal["python_tests"] = "python_tests"
+    kind: Literal["python_tests"] = "python_tests"
     tests: str = Field(min_length=1, max_length=1 << 18, description="Python that uses its names")
 
     async def ready(self, tools: Tools) -> None:

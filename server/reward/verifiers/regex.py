@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class Regex(Verifier):
-    name: Literal["regex"] = "regex"
+    kind: Literal["regex"] = "regex"
     pattern: str = Field(min_length=1, max_length=2048, description="of Python's `re`")
     mode: Literal["fullmatch", "search"] = "fullmatch"
     of: Literal["answer", "text"] = Field(

@@ -12,7 +12,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from server.reward.cache import Coalescer
 from server.reward.models import Config, Models
@@ -35,8 +35,7 @@ class Verifier(Config):
     """An exact check of the final answer. Needs no model."""
 
     verifies: ClassVar[bool] = True
-    kind: Literal["verifier"] = "verifier"
-    name: str
+    kind: str
 
     def check(self, prompt: Prompt) -> None:
         """Raise `BadRequest` if the prompt is nothing that this verifier can judge."""
@@ -62,7 +61,7 @@ class Verifier(Config):
         return VerifierJudge(self, models.tools, models.profile.answer.pattern)
 
     def scorer(self, models: Models) -> Scorer:
-        return VerifierScorer(self.name, self.judge(models))
+        return VerifierScorer(self.kind, self.judge(models))
 
 
 @dataclass(slots=True)
