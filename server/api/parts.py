@@ -11,6 +11,7 @@ from server.ask import Ask
 from server.config import Settings
 from server.errors import BadRequest
 from server.metrics import Metrics
+from server.reward import GetsReady
 from server.search.events import Listener
 from server.service import Outcome, Service
 from server.traces import TraceStore
@@ -29,7 +30,8 @@ class Parts:
     created: int  # Unix seconds; the models' creation date
 
     async def prepare(self, messages: Sequence[Message], **request: Any) -> Ask:
-        """`Service.prepare`, aside from the event loop where the text is long.
+        """`Service.prepare`, aside from the event loop where the text is long; and what a reward
+        can find out only by work, such as whether an expected answer can be read.
 
         What cannot fit the context is refused untokenized: a megabyte takes seconds.
         """
@@ -42,8 +44,12 @@ class Parts:
                 code="context_length_exceeded",
             )
         if size <= LONG:
-            return self.service.prepare(messages=messages, **request)
-        return await asyncio.to_thread(self.service.prepare, messages=messages, **request)
+            ask = self.service.prepare(messages=messages, **request)
+        else:
+            ask = await asyncio.to_thread(self.service.prepare, messages=messages, **request)
+        if isinstance(ask.scorer, GetsReady):
+            await ask.scorer.ready()
+        return ask
 
     async def search(self, ask: Ask, listener: Listener | None = None) -> Outcome:
         """Run one search, timing its first event. Raises what `Service.reason` does."""

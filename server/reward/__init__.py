@@ -16,7 +16,7 @@ from server.profiles import PrmProfile, Profile, choose, shipped
 from server.reward.client import OrmClient, PrmClient
 from server.reward.confidence import Confidence
 from server.reward.label import Label
-from server.reward.models import Models
+from server.reward.models import GetsReady, Models
 from server.reward.orm import Orm
 from server.reward.process import Prm, Value
 from server.reward.tools import Tools
@@ -33,6 +33,7 @@ ORMS = {"vllm": "VllmOrm", "http": "HttpOrm"}
 
 __all__ = [
     "Confidence",
+    "GetsReady",
     "Label",
     "Models",
     "Orm",
@@ -44,6 +45,7 @@ __all__ = [
     "build_orm",
     "build_prm",
     "default_reward",
+    "prm_profile",
 ]
 
 

@@ -64,3 +64,13 @@ class Models:
     prm: PrmClient | None = None
     orm: OrmClient | None = None
     tools: Tools = field(default_factory=Tools)  # of the verifiers
+
+
+@runtime_checkable
+class GetsReady(Protocol):
+    """A scorer that has something to find out before any token is spent."""
+
+    async def ready(self) -> None:
+        """Raise `BadRequest` if every score would fail by the request's fault, `ScorerError` if
+        by ours."""
+        ...
