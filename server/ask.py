@@ -14,6 +14,7 @@ from server.errors import BadRequest
 from server.profiles import Profile
 from server.reward import Models, Reward, default_reward
 from server.search import BestOfN, Strategy
+from server.search.strategy import BaseStrategy
 from server.types import Message, Prompt, Sampling, Scorer
 
 ROLES = ("system", "user", "assistant")
@@ -174,7 +175,7 @@ def strategies(profile: Profile) -> dict[str, Strategy]:
     }
 
 
-def check_bounds(strategy: Strategy, limits: Limits) -> None:
+def check_bounds(strategy: BaseStrategy, limits: Limits) -> None:
     """Refuse parameters beyond the server's limits, by name."""
     for part in strategy.parts:
         check_bounds(part, limits)

@@ -6,11 +6,12 @@ from typing import Annotated
 
 from pydantic import Field
 
+from server.search.auto import Auto
 from server.search.beam import Beam
 from server.search.best_of_n import BestOfN
 from server.search.mcts import MCTS
 from server.search.vote import Vote
 
-Strategy = Annotated[BestOfN | Beam | MCTS | Vote, Field(discriminator="kind")]
+Strategy = Annotated[Auto | BestOfN | Beam | MCTS | Vote, Field(discriminator="kind")]
 
-__all__ = ["MCTS", "Beam", "BestOfN", "Strategy", "Vote"]
+__all__ = ["MCTS", "Auto", "Beam", "BestOfN", "Strategy", "Vote"]

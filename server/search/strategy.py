@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar, Literal
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -33,6 +34,15 @@ class BaseStrategy(BaseModel):
     def top_logprobs(self) -> int:
         """Likeliest tokens whose log-probabilities it needs of each sampled one."""
         return 0
+
+    @property
+    def parts(self) -> tuple[BaseStrategy, ...]:
+        """The strategies that it is made of."""
+        return ()
+
+    def fitted(self, fit: Callable[[Any], Any]) -> Self:
+        """The same, made of what `fit` makes of its parts."""
+        return self
 
     @abstractmethod
     async def run(self, search: Search) -> None:
