@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from server.errors import BadRequest, EngineDead, ScorerDead, ScorerError
 from server.profiles import PrmProfile
-from server.reward import Models, Prm
+from server.reward import Models, Prm, Value
 from server.reward.client import Rows
 from server.types import Node, Prompt, Score, Scorer, Stop
 from tests.fakes import FakeEngine
@@ -185,6 +185,54 @@ def test_other_weights_never_answer() -> None:
         return len(prm.passes)
 
     assert run(work()) == 2
+
+
+def test_two_models_read_one_path_each_in_its_own_words() -> None:
+    """What one scorer makes of a node is nothing to the other."""
+    turns = PrmProfile(style="turns", prompt="{question}: ")
+
+    async def work() -> tuple[Score, Score]:
+        one, other = scorer_of(FakePrm()), scorer_of(FakePrm(profile=turns))
+        leaf = grow(None, "a\n", "b\n")
+        return await one.score(PROMPT, leaf.path()), await other.score(PROMPT, leaf.path())
+
+    one, other = run(work())
+    assert one.steps[1] == verdict_of(ids_of(PROMPT, "a", "b"))
+    assert other.steps[1] == verdict_of((*map(ord, "Q: a"), 1, ord("+"), 1, ord("b"), 1))
+
+
+def test_an_answer_begun_anew_is_read_after_the_question() -> None:
+    first = grow(None, "a\n", "b", stop=Stop.END)
+    again = grow(first, "c\n")
+    again.fresh = True
+    leaf = grow(again, "d\n")
+    score = run(scored(scorer_of(FakePrm()), leaf))
+    expected = tuple(verdict_of(ids_of(PROMPT, *steps)) for steps in ("c", "cd"))
+    assert score.steps == expected
+
+
+def test_the_end_of_a_step_token_in_the_text_is_no_verdict() -> None:
+    """A step token that texts may hold, as Skywork's newline: only ends of steps are asked for."""
+    lines = PrmProfile(step_token="\n", prompt="{question}\n")
+    profile = PROFILE.model_copy(update={"delimiter": "\n\n"})
+    scorer = Prm().scorer(Models(FakeEngine(), profile, FakePrm(profile=lines)))
+    score = run(scored(scorer, grow(None, "a\nb\n\n", "c\n\n")))
+    assert score.steps[0] == verdict_of((3, *map(ord, "Q\na\nb\n")))
+    assert len(score.steps) == 2
+
+
+def test_a_value_head_is_asked_by_its_own_reward() -> None:
+    head = FakePrm(profile=PrmProfile(style="value"))
+    models = Models(FakeEngine(), PROFILE, head)
+    score = run(scored(Value().scorer(models), grow(None, "a\n", "b\n")))
+    assert score.steps[1] == verdict_of((*PROMPT.ids, *map(ord, "a\nb")))
+    with pytest.raises(BadRequest, match="fake-prm is a value head") as caught:
+        Prm().scorer(models)
+    assert caught.value.param == "reward"
+    for other in (Models(FakeEngine(), PROFILE, FakePrm()), Models(FakeEngine(), PROFILE)):
+        with pytest.raises(BadRequest, match="no value head") as caught:
+            Value().scorer(other)
+        assert caught.value.param == "reward"
 
 
 def test_no_prm_is_a_bad_request() -> None:
