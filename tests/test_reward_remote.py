@@ -6,14 +6,16 @@ import asyncio
 import base64
 import struct
 from collections.abc import AsyncIterator, Callable
+from math import log
 from typing import Any
 
 import pytest
 
-from server.config import HttpSettings, PrmSettings
+from server.config import HttpSettings, OrmSettings, PrmSettings
+from server.engine.tokenizer import HFTokenizer
 from server.errors import BadRequest, EngineDead, ScorerError
 from server.profiles import shipped
-from server.reward import build_prm
+from server.reward import build_orm, build_prm
 from server.reward.remote import HttpPrm
 from tests.scripted import Reply, Scripted, document, free_port, refusal, serving
 
@@ -78,17 +80,21 @@ def packed(item: list[Any]) -> Any:
     return base64.b64encode(struct.pack(f"<{len(flat)}f", *flat)).decode()
 
 
-def prm(url: str, **settings: Any) -> HttpPrm:
+def engine(url: str, **settings: Any) -> HttpSettings:
     known = {"url": url, "model": "remote", "tokenizer": "models/prm", "retries": 1}
-    engine = HttpSettings.model_validate(known | settings)
-    model = build_prm(PrmSettings(engine=engine), shipped()["reference"])
+    return HttpSettings.model_validate(known | settings)
+
+
+def prm(url: str, profile: dict[str, Any] | None = None, **settings: Any) -> HttpPrm:
+    chosen = PrmSettings.model_validate({"engine": engine(url, **settings)} | (profile or {}))
+    model = build_prm(chosen, shipped()["reference"])
     assert isinstance(model, HttpPrm)
     return model
 
 
-async def started(remote: Scripted, shape: Shape) -> HttpPrm:
+async def started(remote: Scripted, shape: Shape, **profile: Any) -> HttpPrm:
     remote.will(pooler(remote, shape))
-    model = prm(remote.url)
+    model = prm(remote.url, profile)
     await model.start()
     remote.requests.clear()
     return model
@@ -109,13 +115,12 @@ async def test_a_pass_gives_every_verdict(remote: Scripted, shape: Shape) -> Non
     assert (model.layout.step_id, model.context, model.version) == (STEP, 512, "step-7")
 
 
-async def test_a_classifier_gives_the_last_verdict_or_all_on_demand(remote: Scripted) -> None:
+async def test_a_classifier_is_asked_for_each_verdict(remote: Scripted) -> None:
     model = await started(remote, last_row)
-    remote.will(*[pooler(remote, last_row)] * 2)
-    assert dict((await model.rows(IDS, MARKS)).scores) == expected(4)
-    assert dict((await model.rows(IDS, MARKS, reuse=False)).scores) == expected(2, 4)
+    remote.will(pooler(remote, last_row))
+    assert dict((await model.rows(IDS, MARKS)).scores) == expected(2, 4)
     await model.close()
-    assert remote.requests[1]["input"] == [list(IDS[:3]), list(IDS)]
+    assert remote.requests[0]["input"] == [list(IDS[:3]), list(IDS)]
 
 
 async def test_one_label_is_the_verdict(remote: Scripted) -> None:
@@ -168,6 +173,80 @@ async def test_a_wrong_step_tag_is_named_at_the_start(remote: Scripted) -> None:
 async def test_a_model_of_many_labels_is_no_prm(remote: Scripted) -> None:
     with pytest.raises(ScorerError, match="3 labels"):
         await started(remote, lambda ids: [[0.1, 0.2, 0.7]])
+
+
+async def test_a_step_token_that_texts_may_hold(remote: Scripted) -> None:
+    """Rows of a STEP pooler are there for every such token; only ends of steps are asked for."""
+    model = await started(remote, step_rows)
+    remote.will(pooler(remote, step_rows))
+    assert dict((await model.rows(IDS, (4,))).scores) == expected(4)
+    await model.close()
+
+
+async def test_a_step_pooler_is_no_server_of_another_style(remote: Scripted) -> None:
+    with pytest.raises(ScorerError, match="rows for a step token, which this style lacks"):
+        await started(remote, lambda ids: [row(ids, 0)], style="token_classification")
+
+
+LABEL = {"style": "label", "step_token": "\n"}
+GOOD, BAD = (HFTokenizer("models/prm").ids_of(label) for label in "+-")
+
+
+def completions(remote: Scripted, *, lacks: int = 0) -> Reply:
+    """As vLLM's /v1/completions of several prompts, the last choice first."""
+
+    async def reply(receive: Any, send: Any) -> None:
+        sent = remote.requests[-1]
+        assert (sent["path"], sent["max_tokens"]) == ("/v1/completions", 1)
+        assert sent["logprob_token_ids"] == [BAD, GOOD]
+        choices = []
+        for i, ids in enumerate(sent["prompt"][lacks:]):
+            good = min(max(verdict(ids), 1e-9), 1 - 1e-9)
+            top = {f"token_id:{GOOD}": log(good) - 3, f"token_id:{BAD}": log(1 - good) - 3}
+            choices.append({"index": i, "logprobs": {"top_logprobs": [top]}})
+        await document({"choices": choices[::-1]})(receive, send)
+
+    return reply
+
+
+async def test_labels_of_an_ordinary_server(remote: Scripted) -> None:
+    remote.will(refusal(500, "down"), *[completions(remote)] * 2)
+    model = prm(remote.url, LABEL)
+    with pytest.raises(ScorerError):
+        await prm(remote.url, LABEL, retries=0).start()
+    await model.start()
+    remote.requests.clear()
+    rows = await model.rows(IDS, MARKS)
+    assert rows.scores == pytest.approx(expected(2, 4))
+    assert remote.requests[0]["prompt"] == [list(IDS[:3]), list(IDS)]
+    assert model.context == 511  # the label comes after the last token
+    remote.will(completions(remote, lacks=1))
+    with pytest.raises(ScorerError, match="1 rows where 2 were due"):
+        await model.rows(IDS, MARKS)
+    await model.close()
+
+
+async def test_labels_of_a_classifier(remote: Scripted) -> None:
+    """A server whose classifier was made from the two labels has a /pooling route."""
+    remote.pages["/openapi.json"] = document({"paths": {"/pooling": {}}})
+    model = await started(remote, lambda ids: last_row(ids)[1:], **LABEL)
+    remote.will(pooler(remote, lambda ids: last_row(ids)[1:]))
+    assert dict((await model.rows(IDS, MARKS)).scores) == expected(2, 4)
+    await model.close()
+
+
+@pytest.mark.parametrize("labels", [1, 2])
+async def test_an_outcome_model_gives_logits(remote: Scripted, labels: int) -> None:
+    def logits(ids: list[int]) -> list[Any]:
+        return [-1.5, 2.0][2 - labels :]
+
+    remote.will(*[pooler(remote, logits)] * 2)
+    model = build_orm(OrmSettings(engine=engine(remote.url)))
+    await model.start()
+    rows = await model.rows(IDS, (4,))
+    await model.close()
+    assert dict(rows.scores) == {4: 2.0 if labels == 1 else 3.5}
+    assert all(sent["use_activation"] is False for sent in remote.requests)
 
 
 async def test_no_server_means_dead() -> None:

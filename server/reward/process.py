@@ -148,7 +148,7 @@ class PrmScorer:
             missing = [at for at in wanted if at not in found]
             if not missing:
                 break
-            rows, ours = await self._pass(reading, missing[-1] + 1, reuse=reuse)
+            rows, ours = await self._pass(reading, missing, reuse=reuse)
             computed += rows.computed if ours else 0
             found |= self._known(reading, missing) | dict(rows.scores)
         return found, computed
@@ -157,11 +157,15 @@ class PrmScorer:
         known = {at: self._prm.memory.verdicts.get(reading.keys[at]) for at in wanted}
         return {at: verdict for at, verdict in known.items() if verdict is not None}
 
-    async def _pass(self, reading: Reading, end: int, *, reuse: bool) -> tuple[Rows, bool]:
-        """The PRM's pass over the first `end` ids, and whether it was made for this call."""
+    async def _pass(
+        self, reading: Reading, missing: Sequence[int], *, reuse: bool
+    ) -> tuple[Rows, bool]:
+        """The PRM's pass over the ids up to the last that is missing, and whether it was made
+        for this call. One that another search began may lack what only we miss."""
+        end = missing[-1] + 1
+        marks = missing if reuse else [at for at in reading.keys if at < end]
 
         async def work() -> Rows:
-            marks = [at for at in reading.keys if at < end]
             rows = await self._prm.rows(reading.ids[:end], marks, reuse=reuse)
             for at, verdict in rows.scores.items():
                 if not 0 <= verdict <= 1:

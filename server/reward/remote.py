@@ -99,7 +99,6 @@ class HttpPooling:
 
     async def rows(self, ids: Sequence[int], marks: Sequence[int], *, reuse: bool = True) -> Rows:
         if self._pooling is Pooling.LAST:
-            marks = marks[-1:] if reuse else marks
             parts = [self._batcher.submit(ids[: at + 1]) for at in marks]
             verdicts = [row for rows in await asyncio.gather(*parts) for row in rows]
         else:
