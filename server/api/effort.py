@@ -11,12 +11,15 @@ from server.errors import BadRequest, NotFound
 from server.search import Strategy
 
 Effort = Literal["none", "minimal", "low", "medium", "high"]
-Kind = Literal["best_of_n", "beam", "mcts", "vote"]
+Kind = Literal["best_of_n", "beam", "dvts", "mcts", "particles", "rebase", "vote"]
 
 ALIASES: Mapping[str, Kind] = {
     "ponder-best-of-n": "best_of_n",
     "ponder-beam": "beam",
+    "ponder-dvts": "dvts",
     "ponder-mcts": "mcts",
+    "ponder-particles": "particles",
+    "ponder-rebase": "rebase",
     "ponder-vote": "vote",
 }
 DEFAULT_KIND: Mapping[Effort, Kind] = {
@@ -35,6 +38,14 @@ SIZES: Mapping[Kind, Mapping[Effort, dict[str, int]]] = {
         "medium": {"width": 4, "branch": 4},
         "high": {"width": 8, "branch": 4},
     },
+    "dvts": {
+        "minimal": {"trees": 1, "branch": 4},
+        "low": {"trees": 2, "branch": 4},
+        "medium": {"trees": 4, "branch": 4},
+        "high": {"trees": 8, "branch": 4},
+    },
+    "particles": {"minimal": {"n": 4}, "low": {"n": 8}, "medium": {"n": 16}, "high": {"n": 32}},
+    "rebase": {"minimal": {"n": 4}, "low": {"n": 8}, "medium": {"n": 16}, "high": {"n": 32}},
     "mcts": {
         "minimal": {"simulations": 4},
         "low": {"simulations": 8},

@@ -9,9 +9,15 @@ from pydantic import Field
 from server.search.auto import Auto
 from server.search.beam import Beam
 from server.search.best_of_n import BestOfN
+from server.search.dvts import DVTS
 from server.search.mcts import MCTS
+from server.search.particles import Particles
+from server.search.rebase import Rebase
 from server.search.vote import Vote
 
-Strategy = Annotated[Auto | BestOfN | Beam | MCTS | Vote, Field(discriminator="kind")]
+Strategy = Annotated[
+    Auto | Beam | BestOfN | DVTS | MCTS | Particles | Rebase | Vote,
+    Field(discriminator="kind"),
+]
 
-__all__ = ["MCTS", "Auto", "Beam", "BestOfN", "Strategy", "Vote"]
+__all__ = ["DVTS", "MCTS", "Auto", "Beam", "BestOfN", "Particles", "Rebase", "Strategy", "Vote"]

@@ -4,6 +4,10 @@ Yao et al. 2023 (Tree of Thoughts, arXiv:2305.10601), Snell et al. 2024 (arXiv:2
 level is a rung of asynchronous successive halving (Li et al. 2018, arXiv:1810.05934): of every
 `branch` nodes that have landed on it one may go on, so the best go on while slow siblings are
 still being written. `quorum=1` waits for the whole level and is exactly the textbook beam.
+
+`lookahead` is Snell et al.'s lookahead search (section 5.2): a step is worth what the scorer says
+of where so many greedy (temperature 0) steps lead from it. Those stay in the tree, given up from
+the start; one that ends an answer is an answer like any other.
 """
 
 from __future__ import annotations
@@ -53,11 +57,18 @@ class Rung:
 
 class Beam(BaseStrategy):
     kind: Literal["beam"] = "beam"
-    bounds: ClassVar[dict[str, Bound]] = {"width": "width", "branch": "width"}
+    bounds: ClassVar[dict[str, Bound]] = {
+        "width": "width",
+        "branch": "width",
+        "lookahead": "depth",
+    }
     width: int = Field(4, ge=1, description="paths kept at each depth")
     branch: int = Field(4, ge=1, description="children of each path")
     quorum: float = Field(
         1.0, ge=0, le=1, description="share of a level that must land before its best go on"
+    )
+    lookahead: int = Field(
+        0, ge=0, description="greedy steps beyond each step, by whose end it is scored"
     )
     choose: Choice = "best"
 
@@ -66,7 +77,7 @@ class Beam(BaseStrategy):
 
         def open_up(node: Node, n: int) -> None:
             rungs[node.depth + 1].expected += n
-            search.spawn(collect(search.expand(node, n)))
+            search.spawn(collect(search.expand(node, n, lookahead=self.lookahead)))
 
         async def collect(children: Arrivals) -> None:
             async for child in children:
@@ -89,7 +100,7 @@ class Beam(BaseStrategy):
         open_up(search.root, self.width * self.branch)
 
     def worst_case(self, answer: int, step: int) -> int:
-        return self.width * self.branch * answer
+        return self.width * self.branch * answer * (1 + self.lookahead)
 
     def most_answers(self) -> int:
         return self.width * self.branch
