@@ -39,6 +39,11 @@ class Runner:
     ranks: dict[int, Rank] = field(default_factory=dict)  # at those, once scored
     final: Rank | None = None  # of the whole answer: it stands at all later decisions
 
+    @property
+    def writing(self) -> bool:
+        """Whether its last step is not yet written."""
+        return self.tip is None or not self.tip.children
+
     def rank(self, decision: int) -> Rank | None:
         return self.ranks.get(decision) if decision <= self.passed else self.final
 
@@ -113,7 +118,7 @@ class Race:
     async def _decide(self) -> None:
         """Abort whoever is certain to be among the lowest."""
         for runner in self._losers():
-            if runner.final is None and runner.task is not None and runner.tip is not None:
+            if runner.writing and runner.task is not None and runner.tip is not None:
                 runner.task.cancel()
                 await self.search.prune(runner.tip)
 
