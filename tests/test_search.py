@@ -21,7 +21,16 @@ from tests.fakes import FakeEngine, FakeScorer
 from tests.searching import PROMPT, Ran, searched
 from tests.virtual import run
 
-ALL = [BestOfN(n=6), Vote(n=6), Beam(width=2, branch=3), Beam(quorum=0), MCTS(simulations=12)]
+ALL = [
+    BestOfN(n=6),
+    BestOfN(n=6, reject=0.5),
+    Vote(n=6),
+    Beam(width=2, branch=3),
+    Beam(quorum=0),
+    MCTS(simulations=12),
+    MCTS(simulations=12, select="uct", backup="max", in_flight="unobserved", futile=0.2),
+    MCTS(simulations=6, granularity="solution"),
+]
 LOCKSTEP = [
     BestOfN(n=6),
     Vote(n=6),
