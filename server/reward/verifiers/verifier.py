@@ -35,10 +35,6 @@ class Verifier(Config):
     """An exact check of the final answer. Needs no model."""
 
     verifies: ClassVar[bool] = True
-    kind: str
-
-    def check(self, prompt: Prompt) -> None:
-        """Raise `BadRequest` if the prompt is nothing that this verifier can judge."""
 
     def permit(self, tools: Tools) -> None:
         """Raise `BadRequest` if the server's settings do not allow it."""
