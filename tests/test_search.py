@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from server.budget import Budget
 from server.errors import EngineError
-from server.search import MCTS, Beam, BestOfN, Vote
+from server.search import DVTS, MCTS, Beam, BestOfN, Particles, Rebase, Vote
 from server.search.core import Search, run_search
 from server.search.events import PruneEvent, ScoreEvent, StepEvent
 from server.search.operators import policy_ids
@@ -27,15 +27,25 @@ ALL = [
     Vote(n=6),
     Beam(width=2, branch=3),
     Beam(quorum=0),
+    Beam(width=2, branch=2, lookahead=2),
+    DVTS(trees=2, branch=3),
     MCTS(simulations=12),
     MCTS(simulations=12, select="uct", backup="max", in_flight="unobserved", futile=0.2),
     MCTS(simulations=6, granularity="solution"),
+    Particles(n=6),
+    Particles(n=6, lockstep=False),
+    Rebase(n=6),
 ]
 LOCKSTEP = [
     BestOfN(n=6),
     Vote(n=6),
     Beam(width=2, branch=3),
+    Beam(width=2, branch=2, lookahead=2),
+    DVTS(trees=2, branch=3, lookahead=1),
     MCTS(simulations=12, parallel=1),
+    Particles(n=6),
+    Particles(n=6, threshold=0.5, resampling="systematic"),
+    Rebase(n=6),
 ]
 strategies = st.sampled_from(ALL)
 
@@ -152,7 +162,10 @@ def test_a_step_cut_by_its_hold_is_continued() -> None:
             assert node.step.text.endswith("\n")
 
 
-@pytest.mark.parametrize("strategy", [Beam(width=2, branch=3), MCTS(simulations=12)])
+@pytest.mark.parametrize(
+    "strategy",
+    [Beam(width=2, branch=3), DVTS(trees=2), MCTS(simulations=12), Particles(n=6), Rebase(n=6)],
+)
 def test_what_runs_ahead_is_used_or_counted_as_discarded(strategy: Any) -> None:
     plain, ahead = searched(strategy), searched(strategy, lookahead=60)
     assert_settled(ahead)
@@ -243,7 +256,7 @@ def test_a_good_enough_answer_ends_mcts(seed: int) -> None:
     assert_settled(ran)
 
 
-@pytest.mark.parametrize("kind", [BestOfN, Vote, Beam, MCTS])
+@pytest.mark.parametrize("kind", [BestOfN, Vote, Beam, DVTS, MCTS, Particles, Rebase])
 def test_answers_have_at_most_so_many_steps(kind: Any) -> None:
     ran = searched(kind(depth=2), engine=FakeEngine(p_end=0.1))
     assert max(n.depth for n in ran.search.nodes) == 2
