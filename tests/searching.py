@@ -47,7 +47,9 @@ def searched(
     max_step_tokens: int = 48,
     lookahead: int = 0,
     chunk: int = 128,
+    **options: Any,
 ) -> Ran:
+    """`options` are those of `Search`."""
     engine, scorer = engine or FakeEngine(), scorer or FakeScorer()
     events: list[Event] = []
     depth = getattr(strategy, "depth", None) or 1 << 30
@@ -61,6 +63,8 @@ def searched(
             shape=Shape(Cut("\n", max_step_tokens), max_tokens, chunk, lookahead, depth),
             seed=seed,
             listener=events.append,
+            actions=getattr(strategy, "behaviours", ()),
+            **options,
         )
         await run_search(strategy, search)
         loop = asyncio.get_running_loop()

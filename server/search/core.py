@@ -19,7 +19,7 @@ from server.errors import unwrap
 from server.profiles import AnswerProfile
 from server.reward.answer import key_of
 from server.search.events import DecisionEvent, Listener, PruneEvent, ScoreEvent, StepEvent
-from server.search.operators import PLAIN, Opening, opening
+from server.search.operators import PLAIN, Action, Opening, opening
 from server.search.writer import Shape, Writer
 from server.types import (
     Behaviour,
@@ -81,7 +81,7 @@ class Search:
         answer: AnswerProfile = AnswerProfile(),
         judge: Judge | None = None,
         operators: Mapping[str, Operator] | None = None,
-        actions: Sequence[Behaviour] = (),
+        actions: Sequence[Action] = (),
     ):
         """`answer` says when two answers are the same.
         `judge` rules on every finished answer; one that is right ends the search.
@@ -89,7 +89,7 @@ class Search:
         """
         self.prompt, self.scorer, self.budget, self.judge = prompt, scorer, budget, judge
         self.answer, self.operators = answer, operators or {}
-        self._actions = [self.operators[name] for name in actions]
+        self._actions = [self.operators.get(name, Operator()) for name in actions]
         self.writer = Writer(engine, budget, shape, sampling or Sampling(), seed)
         self.rng = random.Random(seed)
         self.root = Node(prompt=prompt)
@@ -201,7 +201,11 @@ class Search:
         """How the child so numbered goes on, where the strategy does not say."""
         if node.step is not None and node.step.stop is Stop.END:
             return self.operators[Behaviour.TASK_COMPLETION]
-        return self._actions[ordinal % len(self._actions)] if self._actions else Operator()
+        if not self._actions:
+            return Operator()
+        action = self._actions[ordinal % len(self._actions)]
+        # Before the first word there is nothing to do anew.
+        return Operator() if action.fresh and node.step is None else action
 
     def expand(self, parent: Node, n: int, **how: Any) -> Arrivals:
         """`n` grows of `parent` at once: `async for child in search.expand(node, 4)`."""

@@ -8,8 +8,11 @@ the user ask for something (a new turn of the chat, as in Self-Refine, arXiv 230
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-from server.types import Engine, Message, Node, Operator, Prompt, Step, Stop, Tokenizer
+from server.types import Behaviour, Engine, Message, Node, Operator, Prompt, Step, Stop, Tokenizer
+
+Action = Behaviour | Literal["continue"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,37 +57,55 @@ def opening(node: Node, operator: Operator, tokenizer: Tokenizer) -> Opening:
     said = tokenizer.encode(operator.say) if operator.say else ()
     over = node.step is not None and node.step.stop is Stop.END
     if operator.ask:
-        messages = (*conversation(node), Message("user", operator.ask))
+        messages = asked(conversation(node, forget=operator.forget), operator.ask)
         return Opening(operator, Prompt(messages, tokenizer.render(messages)), said)
     if over:  # its turn has ended: the end token is taken back
-        return Opening(operator, Prompt(_asked(node), without_end(node, tokenizer)), said)
+        return Opening(operator, Prompt(chat(node), without_end(node, tokenizer)), said)
     if operator == Operator():
         return PLAIN
     return Opening(operator, None, said)
 
 
-def conversation(node: Node) -> tuple[Message, ...]:
-    """The chat up to `node`, what the policy has written so far being its last message."""
+def conversation(node: Node, *, forget: bool = False) -> tuple[Message, ...]:
+    """The chat up to `node`, what the policy has written so far being its last message.
+
+    `forget` leaves out what came before the attempt that `node` belongs to.
+    """
     written: list[str] = []
     at = node
-    while at.prompt is None:
-        assert at.parent is not None and at.step is not None
+    while at.step is not None:
         written.append(at.step.text)
-        at = at.parent
-    if at.step is not None:
-        written.append(at.step.text)
-    if node.step is None:
-        return at.prompt.messages
-    return (*at.prompt.messages, Message("assistant", "".join(reversed(written))))
-
-
-def _asked(node: Node) -> tuple[Message, ...]:
-    """The chat that `node` is part of the answer to."""
-    at = node
-    while at.prompt is None:
         assert at.parent is not None
+        if at.prompt is not None and at.prompt.messages != chat(at.parent):
+            break  # the first of its turn
         at = at.parent
-    return at.prompt.messages
+    before = _since_attempt(at) if forget else chat(at)
+    return (*before, Message("assistant", "".join(reversed(written)))) if written else before
+
+
+def _since_attempt(first: Node) -> tuple[Message, ...]:
+    """The question, and the turns from the last attempt on, up to the one that `first` begins."""
+    if first.step is None or first.fresh:
+        while first.parent is not None:
+            first = first.parent
+        return chat(first)
+    assert first.parent is not None
+    return asked(conversation(first.parent, forget=True), chat(first)[-1].content)
+
+
+def chat(node: Node) -> tuple[Message, ...]:
+    """What the turn that `node` is part of answers to."""
+    while node.prompt is None:
+        assert node.parent is not None
+        node = node.parent
+    return node.prompt.messages
+
+
+def asked(messages: tuple[Message, ...], ask: str) -> tuple[Message, ...]:
+    """The chat with a request at its end: in a user's turn of its own, if it is not theirs."""
+    if messages[-1].role == "user":
+        return (*messages[:-1], Message("user", f"{messages[-1].content}\n\n{ask}"))
+    return (*messages, Message("user", ask))
 
 
 def without_end(node: Node, tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from server.search.answers import Choice
 from server.search.core import Search
-from server.types import Behaviour
+from server.search.operators import Action
 
 Bound = Literal["width", "simulations", "depth"]  # of server.config.Limits
 
@@ -24,7 +24,7 @@ class BaseStrategy(BaseModel):
     depth: int | None = Field(
         None, ge=1, description="steps of an answer, at most; open: the server's limit"
     )
-    behaviours: tuple[Behaviour, ...] = Field(
+    behaviours: tuple[Action, ...] = Field(
         (),
         max_length=16,
         description="what the children of a node begin with, in turn; none: they just go on",

@@ -1,0 +1,208 @@
+"""Operators: what the policy reads when it is made to go on in a certain way."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from server.profiles import shipped
+from server.search import Beam, BestOfN, Revise
+from server.search.core import Search
+from server.search.operators import conversation, policy_ids
+from server.types import Behaviour, Message, Node, Operator, Prompt, Stop
+from tests.fakes import EOS, FakeEngine
+from tests.searching import PROMPT, Ran, searched
+
+OPERATORS = shipped()["default"].operators
+
+
+class Script:
+    """A strategy that is written in the test."""
+
+    def __init__(self, work: Callable[[Search], Awaitable[Any]]):
+        self.work = work
+
+    async def run(self, search: Search) -> None:
+        await self.work(search)
+
+
+def played(work: Callable[[Search], Awaitable[Any]], **options: Any) -> Ran:
+    return searched(Script(work), operators=OPERATORS, **options)
+
+
+def contents(node: Node) -> list[tuple[str, str]]:
+    assert node.prompt is not None
+    return [(m.role, m.content) for m in node.prompt.messages]
+
+
+def test_words_put_in_its_mouth_are_read_not_paid_for() -> None:
+    async def work(search: Search) -> None:
+        await search.grow(search.root, operator=Operator(behaviour="x", say="So "))
+
+    ran = played(work)
+    node = ran.search.nodes[1]
+    assert node.step is not None
+    assert node.text().startswith("So ")
+    assert (node.step.forced, len(node.step.logprobs)) == (3, node.step.count - 3)
+    assert ran.engine.prompts[0] == (*PROMPT.ids, *map(ord, "So "))
+    assert ran.search.kept == ran.search.budget.spent
+    assert node.behaviour == "x"
+
+
+def test_an_end_is_taken_back() -> None:
+    """s1: the end token goes, the word comes, and the policy thinks on in the same turn."""
+
+    async def work(search: Search) -> None:
+        node = await search.grow(search.root, until=Stop.END)
+        await search.grow(node, until=Stop.END, operator=Operator(say="Wait,"))
+
+    ran = played(work)
+    first = next(n for n in ran.search.nodes if n.ended)
+    second = first.children[0]
+    assert policy_ids(first)[-1] == EOS
+    assert ran.engine.prompts[1] == (*policy_ids(first)[:-1], *map(ord, "Wait,"))
+    assert second.text() == first.text() + (second.step.text if second.step else "")
+    last = max(ran.search.nodes, key=lambda n: n.id)
+    assert conversation(last) == (*PROMPT.messages, Message("assistant", last.text()))
+
+
+def test_a_turn_of_the_user() -> None:
+    async def work(search: Search) -> None:
+        node = await search.grow(search.root)
+        await search.grow(node, operator=Operator(ask="And?"))
+
+    ran = played(work)
+    first, second = ran.search.nodes[1:3]
+    assert contents(second) == [("user", "Q"), ("assistant", first.text()), ("user", "And?")]
+    assert second.prompt is not None
+    assert ran.engine.prompts[1] == second.prompt.ids
+    assert [n.id for n in second.path()] == [first.id, second.id]  # more of the same answer
+
+
+def test_before_the_first_word_the_request_joins_the_question() -> None:
+    async def work(search: Search) -> None:
+        await search.grow(search.root, operator=OPERATORS[Behaviour.PROBLEM_ANALYSIS])
+
+    node = played(work).search.nodes[1]
+    ask = OPERATORS[Behaviour.PROBLEM_ANALYSIS].ask
+    assert contents(node) == [("user", f"Q\n\n{ask}")]
+
+
+@pytest.mark.parametrize("forget", [False, True])
+def test_revisions_begin_anew(forget: bool) -> None:
+    operator = OPERATORS[Behaviour.SELF_CORRECTION].model_copy(update={"forget": forget})
+
+    async def work(search: Search) -> None:
+        node = search.root
+        for operators in (None, operator, operator):
+            node = await search.grow(node, until=Stop.END, operator=operators)
+
+    ran = played(work)
+    answers = [n for n in ran.search.nodes if n.ended]
+    firsts = [n.path()[0] for n in answers]
+    assert [n.fresh for n in firsts] == [False, True, True]
+    texts = [n.text() for n in answers]
+    shown = contents(firsts[2])
+    both = [("assistant", texts[0]), ("user", operator.ask)]
+    assert shown == [
+        ("user", "Q"),
+        *([] if forget else both),
+        ("assistant", texts[1]),
+        ("user", operator.ask),
+    ]
+
+
+def test_an_aside_is_no_answer() -> None:
+    """Its end is followed by the request to complete the task."""
+
+    async def work(search: Search) -> None:
+        analysis = OPERATORS[Behaviour.PROBLEM_ANALYSIS]
+        await search.grow(search.root, until=Stop.END, operator=analysis)
+
+    ran = played(work)
+    over = [n for n in ran.search.nodes if n.step and n.step.stop is Stop.END]
+    assert [n.aside for n in over] == [True, False]
+    assert [n.finished for n in over] == [False, True]
+    turn = next(n for n in over[1].path() if n.behaviour == Behaviour.TASK_COMPLETION)
+    assert contents(turn)[1:] == [
+        ("assistant", over[0].text()),
+        ("user", OPERATORS[Behaviour.TASK_COMPLETION].ask),
+    ]
+    assert over[1].text().startswith(over[0].text())
+
+
+@pytest.mark.parametrize("strategy", [Beam, BestOfN])
+def test_any_strategy_takes_behaviours(strategy: type[Beam] | type[BestOfN]) -> None:
+    """The children of a node take them in turn, and each is named in the tree."""
+    actions = ("continue", Behaviour.TASK_DECOMPOSITION, Behaviour.SELF_CORRECTION)
+    ran = searched(strategy(behaviours=actions), operators=OPERATORS)
+    for child in ran.search.root.children:
+        wanted = (None, "task_decomposition", None)[child.key[0] % 3]
+        assert child.behaviour == wanted
+    deeper = {n.behaviour for n in ran.search.nodes if n.depth > 1 and n.fresh}
+    assert deeper == ({"self_correction"} if strategy is Beam else set())
+
+
+@pytest.mark.parametrize("reflect", [False, True])
+def test_chains_of_revisions(reflect: bool) -> None:
+    ran = searched(Revise(chains=3, revisions=2, reflect=reflect), operators=OPERATORS)
+    ended = [n for n in ran.search.nodes if n.ended]
+    assert len(ended) == 9
+    assert len([n for n in ran.search.nodes if n.aside]) > 0 or not reflect
+    asides = [n for n in ran.search.nodes if n.aside and n.step and n.step.stop is Stop.END]
+    assert len(asides) == (6 if reflect else 0)
+    assert all(n.behaviour == "self_evaluation" for n in asides)
+    assert all(n.outcome is None for n in asides)
+
+
+def test_forced_revisions_stay_in_one_turn() -> None:
+    ran = searched(Revise(revisions=2, by="wait"), operators=OPERATORS)
+    ended = [n for n in ran.search.nodes if n.ended]
+    assert [n.text().count("Wait,") for n in ended] == [0, 1, 2]
+    assert not any(n.fresh for n in ran.search.nodes)
+
+
+def test_thinking_is_brought_to_its_end() -> None:
+    strategy = Revise(revisions=0, think=20, conclude="\nAnswer: ")
+    ran = searched(strategy, engine=FakeEngine(p_end=0.01), max_tokens=400)
+    leaf = ran.search.nodes[-1]
+    before = [n for n in leaf.path() if n.step and n.step.forced == 0]
+    assert leaf.text().count("\nAnswer: ") == 1
+    forced = next(n for n in leaf.path() if n.step and n.step.forced)
+    assert forced.parent is not None and forced.parent.tokens() >= 20
+    assert forced.parent.parent is not None and forced.parent.parent.tokens() < 20
+    assert before
+
+
+def test_the_conversation_must_fit() -> None:
+    """A revision that the context cannot hold is not begun; what was written stands."""
+    engine = FakeEngine(context=300)
+    ran = searched(Revise(revisions=5), operators=OPERATORS, engine=engine, max_tokens=200)
+    assert all(len(p) < 300 for p in engine.prompts)
+    assert len(engine.prompts) < 6
+    assert ran.search.answered
+
+
+class Tells:
+    """Judges by the answer's text."""
+
+    def __init__(self, right: str):
+        self.right, self.asked = right, 0
+
+    async def verdict(self, prompt: Prompt, text: str) -> float | None:
+        self.asked += 1
+        return float(text.endswith(self.right))
+
+
+@pytest.mark.parametrize("strategy", [Revise(chains=2, revisions=9), BestOfN(n=30), Beam()])
+def test_a_right_answer_ends_the_search(strategy: Any) -> None:
+    judge = Tells("Answer: 2")
+    ran = searched(strategy, operators=OPERATORS, judge=judge)
+    right = [n for n in ran.search.nodes if n.outcome == 1]
+    assert len(right) == 1
+    assert ran.search.solved
+    assert judge.asked == len([n for n in ran.search.nodes if n.outcome is not None])
+    assert ran.engine.open_streams == 0
+    assert judge.asked < 20
