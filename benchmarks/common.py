@@ -39,14 +39,19 @@ class Options:
     json: Path | None
 
 
-def options(about: str | None) -> Options:
-    """The command line of a benchmark; `about` is its docstring."""
+def arguments(about: str | None) -> argparse.ArgumentParser:
+    """What every benchmark's command line has; `about` is its docstring."""
     parser = argparse.ArgumentParser(
         description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="less of the same, in three minutes")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the results there")
-    chosen = parser.parse_args()
+    return parser
+
+
+def options(about: str | None) -> Options:
+    """The command line of a benchmark that has no more than that."""
+    chosen = arguments(about).parse_args()
     return Options(chosen.quick, chosen.json)
 
 

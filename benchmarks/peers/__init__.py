@@ -1,0 +1,4 @@
+"""Ponder beside its_hub, optillm and TreeQuest.
+
+Empty: its workers run in the peers' own environments.
+"""

@@ -1,0 +1,27 @@
+"""Asking a server of OpenAI's API, by OpenAI's own client: optillm, and ours when it serves."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import openai
+
+from benchmarks.peers.work import Answer, Job
+
+
+def asking(job: Job, url: str, model: str, **extra: Any) -> Callable[[str], Awaitable[Answer]]:
+    """One client for all questions, which does not repeat what failed."""
+    client = openai.AsyncOpenAI(base_url=url, api_key="none", timeout=900, max_retries=0)
+
+    async def solve(question: str) -> Answer:
+        reply = await client.chat.completions.create(
+            model=model,
+            messages=[{"role": "user", "content": question}],
+            temperature=job.temperature,
+            max_tokens=job.max_tokens,
+            extra_body=extra,
+        )
+        return Answer(reply.choices[0].message.content or "")
+
+    return solve
