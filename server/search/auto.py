@@ -51,7 +51,9 @@ class Auto(BaseStrategy):
     bounds: ClassVar[dict[str, Bound]] = {"probe": "width", "answers": "width"}
     probe: int = Field(4, ge=1, description="answers sampled to see how hard the question is")
     answers: int = Field(
-        16, ge=1, description="tokens to spend at most, in answers as long as the probe's"
+        16,
+        ge=1,
+        description="tokens to spend at most, in answers as long as the probe's, which count",
     )
     stop_at: float = Field(
         1.0, gt=0, le=1, description="an answer scored this high ends the search"
@@ -69,8 +71,6 @@ class Auto(BaseStrategy):
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
-        if self.probe > self.answers:
-            raise ValueError(f"probe must be at most answers, which is {self.answers}")
         limits = [level.difficulty for level in self.levels]
         if limits != sorted(set(limits)) or limits[-1] != 1:
             raise ValueError("the difficulties of levels must rise, up to 1")
@@ -80,7 +80,7 @@ class Auto(BaseStrategy):
         return self
 
     async def run(self, search: Search) -> None:
-        await search.stage(BestOfN(n=self.probe, stop_at=self.stop_at))
+        await search.stage(BestOfN(n=min(self.probe, self.answers), stop_at=self.stop_at))
         first = seen(search)
         level = next(x for x in self.levels if first.difficulty <= x.difficulty)
         search.decide(decision="probe", **first.facts())
@@ -139,6 +139,10 @@ class Auto(BaseStrategy):
         return reason is not None
 
     @property
+    def top_logprobs(self) -> int:
+        return max(stage.top_logprobs for stage in self.parts)
+
+    @property
     def parts(self) -> tuple[BaseStrategy, ...]:
         return tuple(stage for level in self.levels for stage in level.stages)
 
@@ -150,7 +154,8 @@ class Auto(BaseStrategy):
         return self.model_copy(update={"levels": levels})
 
     def worst_case(self, answer: int, step: int) -> int:
-        return self.answers * answer
+        """Of the probe: what follows makes do with the budget there is."""
+        return min(self.probe, self.answers) * answer
 
     def most_answers(self) -> int:
         return self.answers

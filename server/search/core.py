@@ -78,7 +78,7 @@ class Search:
         sampling: Sampling | None = None,
         seed: int | None = None,
         listener: Listener | None = None,
-        answer: AnswerProfile = AnswerProfile(),
+        answer: AnswerProfile | None = None,
         judge: Judge | None = None,
         operators: Mapping[str, Operator] | None = None,
         actions: Sequence[Action] = (),
@@ -88,7 +88,7 @@ class Search:
         `actions` are what the children of a node begin with, in turn; none: they just go on.
         """
         self.prompt, self.scorer, self.budget, self.judge = prompt, scorer, budget, judge
-        self.answer, self.operators = answer, operators or {}
+        self.answer, self.operators = answer or AnswerProfile(), operators or {}
         self._actions = [self.operators.get(name, Operator()) for name in actions]
         self.writer = Writer(engine, budget, shape, sampling or Sampling(), seed)
         self.rng = random.Random(seed)

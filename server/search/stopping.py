@@ -10,14 +10,13 @@ from abc import abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from math import comb
-from statistics import fmean
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from server.errors import ScorerError
+from server.reward.certainty import groups, token_confidence
 from server.types import Node
 
 
@@ -92,7 +91,7 @@ class DeepConf(Rule):
     """DeepConf online (Fu et al. 2025, arXiv:2508.15260, section 3.3): the first `warmup` samples
     give a confidence below which later ones are aborted while they are written, and the vote ends
     when the leading answer has the share `tau` of it. The paper weights votes by confidence: that
-    is `choose: weighted` under a reward that is one."""
+    is `choose: weighted` under the reward `confidence` with `measure: lowest_group`."""
 
     kind: Literal["deepconf"] = "deepconf"
     warmup: int = Field(16, ge=1, description="samples that are never aborted")
@@ -117,13 +116,16 @@ class DeepConf(Rule):
     def floor(self, landed: Sequence[Node]) -> float | None:
         if len(landed) < self.warmup:
             return None
-        found = [lowest(confidences(node), self.group) for node in landed[: self.warmup]]
+        found = [self._lowest(confidences(node)) for node in landed[: self.warmup]]
         return percentile(found, 1 - self.eta / 100)
 
     def confidence(self, node: Node) -> float:
         """Of its least confident group; of an answer without a whole group nothing is said."""
         found = confidences(node)
-        return lowest(found, self.group) if len(found) >= self.group else float("inf")
+        return self._lowest(found) if len(found) >= self.group else float("inf")
+
+    def _lowest(self, found: Sequence[float]) -> float:
+        return min(groups(found, self.group), default=float("inf"))
 
 
 Stopping = Annotated[Esc | Adaptive | DeepConf, Field(discriminator="kind")]
@@ -151,19 +153,11 @@ def share(ballots: Sequence[Ballot]) -> float:
 
 
 def confidences(node: Node) -> list[float]:
-    """Of each sampled token of the path: minus the mean log-probability of the likeliest ones."""
+    """Of each sampled token of the path."""
     steps = [n.step for n in node.path() if n.step]
     if any(step.sampled and not step.tops for step in steps):
         raise ScorerError("this policy's engine gives no log-probabilities of the likeliest tokens")
-    return [-fmean(top) for step in steps for top in step.tops]
-
-
-def lowest(values: Sequence[float], group: int) -> float:
-    """The lowest mean of `group` values in a row, or of all, where there are no more."""
-    if len(values) <= group:
-        return fmean(values) if values else float("inf")
-    sums = [0.0, *accumulate(values)]
-    return min(b - a for a, b in zip(sums, sums[group:], strict=False)) / group
+    return [token_confidence(top) for step in steps for top in step.tops if top]
 
 
 def percentile(values: Sequence[float], share: float) -> float:
