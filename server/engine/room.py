@@ -2,11 +2,11 @@
 
 A KV cache that is too full makes vLLM throw requests out and compute them again. The engine
 reports what is in use, but late: what has just been admitted is not in it yet, and what runs will
-grow. So tokens are also reserved for each request, its prompt and all it may generate, which is
-more than it takes, since prefixes are shared and most requests end early. How much more is
-learned as TCP learns a path's capacity (Jacobson 1988; RFC 5681): `overcommit` doubles with each
-generation of requests while the cache has room, until the first sign of congestion; from then on
-it falls by a third at each sign, once a generation, and rises by a tenth in each one without.
+grow. So tokens are also reserved for each request, its prompt and what it is thought to generate,
+which is more than it takes where prefixes are shared. How much more is learned as TCP learns a
+path's capacity (Jacobson 1988; RFC 5681): `overcommit` rises by half with each generation of
+requests while the cache has room, until the first sign of congestion; from then on it falls by a
+third at each sign, once a generation, and rises by a tenth in each one without.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from server.config import Scheduling
 from server.types import Load
 
 BACKLOG = 8  # one request more for each so many, so that none that ends leaves a gap in the batch
-SLOW_START, STEADY = 1.0, 0.1  # growth of `overcommit` in a generation
+SLOW_START, STEADY = 0.5, 0.1  # growth of `overcommit` in a generation
 CUT = 2 / 3
 LEAST, MOST = 0.5, 32.0  # of `overcommit`
 

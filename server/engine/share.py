@@ -42,9 +42,8 @@ def branch_priority(value: float | None) -> int:
     """
     if value is None or math.isnan(value) or value == -math.inf:
         value = 0.0
-    if value == math.inf:
-        return -SCORES
-    return -round(SCORES * (0.5 + value / (2 * (1 + abs(value)))))
+    value = min(value, 1e9)
+    return -round(SCORES * 0.5 * (1 + value / (1 + abs(value))))
 
 
 @dataclass(eq=False, slots=True)
@@ -74,8 +73,10 @@ class Ticket:
     """One request."""
 
     member: Member
-    size: int  # tokens of the KV cache it may come to take
-    cost: float  # tokens it was thought to generate
+    prompt: int  # tokens
+    tokens: int  # it may generate
+    cost: float = 0.0  # tokens it was thought to generate when its turn came
+    size: int = 0  # tokens of the KV cache that it was thought to take
     waits: bool = False
     opening: bool = False  # sent to the engine, which has not begun to answer
 
@@ -89,6 +90,7 @@ class Share:
         self._fair: Fair[Tenant] = Fair()
         self._tenants: dict[str | None, Tenant] = {}
         self._mean = GUESS
+        self._known = False  # the mean is no guess
         self._order = 0
         self._timer: asyncio.TimerHandle | None = None
 
@@ -124,14 +126,14 @@ class Share:
         if not tenant.searches:
             del self._tenants[tenant.name]
 
-    async def admit(self, member: Member, tokens: int, size: int, priority: int) -> Ticket:
-        """Wait for the turn of a request that generates at most `tokens` and takes at most
-        `size` of the KV cache. To be given back by `release`."""
-        ticket = Ticket(member, size, min(tokens, member.mean))
-        if not self._fair.waiting and self.room.fits(size):
+    async def admit(self, member: Member, prompt: int, tokens: int, priority: int) -> Ticket:
+        """Wait for the turn of a request that generates at most `tokens` after a prompt of so
+        many. To be given back by `release`."""
+        ticket = Ticket(member, prompt, tokens)
+        if not self._fair.waiting and self._fits(ticket):
             self._grant(ticket)
-            return ticket
-        await self._wait(ticket, priority)
+        else:
+            await self._wait(ticket, priority)
         return ticket
 
     def opened(self, ticket: Ticket) -> None:
@@ -144,13 +146,18 @@ class Share:
         """The request has ended, after so many tokens."""
         self.opened(ticket)
         member = ticket.member
-        member.mean += MEMORY * (generated - member.mean)
-        self._mean += MEMORY * (generated - self._mean)
+        if generated:
+            self._learn(member, generated)
         self._fair.correct(member.tenant, generated - ticket.cost)
         member.tenant.fair.correct(member, generated - ticket.cost)
         self.room.give(ticket.size)
         if self._fair.waiting:
             self._admit()
+
+    def _learn(self, member: Member, generated: int) -> None:
+        self._known = True
+        self._mean += MEMORY * (generated - self._mean)
+        member.mean += MEMORY * (generated - member.mean)
 
     async def _wait(self, ticket: Ticket, priority: int) -> None:
         member, turn = ticket.member, asyncio.get_running_loop().create_future()
@@ -201,13 +208,19 @@ class Share:
                 heappop(queue)
                 self._leave(ticket)
                 continue
-            if not self.room.fits(ticket.size):
+            if not self._fits(ticket):
                 return
             heappop(queue)
             self._leave(ticket)
             self._grant(ticket)
             turn.set_result(None)
         self._rest()
+
+    def _fits(self, ticket: Ticket) -> bool:
+        """By what is known of such requests now."""
+        ticket.cost = min(ticket.tokens, ticket.member.mean)
+        ticket.size = ticket.prompt + (int(ticket.cost) if self._known else ticket.tokens)
+        return self.room.fits(ticket.size)
 
     def _grant(self, ticket: Ticket) -> None:
         member = ticket.member

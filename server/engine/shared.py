@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 from server.engine.share import Member, Share, Ticket
 from server.types import Cut, Engine, Load, Sampling, Step, Stop, Stream, Tokenizer
@@ -62,8 +63,8 @@ class SharedEngine:
                 top_logprobs=top_logprobs,
             )
 
-        size = len(prompt_ids) + max_tokens
-        return SharedStream(self._share, self._member, begin, max_tokens, size, priority, cut.halt)
+        admit = partial(self._share.admit, self._member, len(prompt_ids), max_tokens, priority)
+        return SharedStream(self._share, admit, begin, cut.halt)
 
     async def label_logprobs(
         self, ids: Sequence[int], labels: Sequence[int]
@@ -88,16 +89,11 @@ class SharedStream:
     def __init__(
         self,
         share: Share,
-        member: Member,
+        admit: Callable[[], Awaitable[Ticket]],
         begin: Callable[[], Stream],
-        max_tokens: int,
-        size: int,
-        priority: int,
         halt: bool,
     ):
-        self._share, self._member, self._begin = share, member, begin
-        self._max_tokens, self._size, self._priority = max_tokens, size, priority
-        self._halt = halt
+        self._share, self._admit, self._begin, self._halt = share, admit, begin, halt
         self._ticket: Ticket | None = None
         self._stream: Stream | None = None
         self._closed = False
@@ -146,7 +142,7 @@ class SharedStream:
     async def _first(self) -> Step:
         if self._closed:
             raise StopAsyncIteration
-        ticket = await self._share.admit(self._member, self._max_tokens, self._size, self._priority)
+        ticket = await self._admit()
         self._ticket = ticket
         try:
             self._stream = self._begin()
