@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from dataclasses import replace
-from typing import Any
+from itertools import product
+from typing import Any, get_args
 
 import pytest
 
+from server.api.effort import ALIASES, EFFORTS, SIZES, sized
 from server.profiles import AnswerProfile
+from server.search import Strategy
 from tests.fakes import FakeEngine
 from tests.serving import USER, client, connected, events, world
 
@@ -160,10 +163,12 @@ SEARCHES = [
     ({"model": "fake"}, {"kind": "vote", "n": 1, "choose": "majority"}),
     ({"model": "fake", "n": 2}, {"kind": "vote", "n": 2}),
     ({"model": "fake", "reasoning_effort": "none"}, {"kind": "vote", "n": 1}),
-    ({"model": "fake", "reasoning_effort": "minimal"}, {"kind": "best_of_n", "n": 4}),
-    ({"model": "fake", "reasoning_effort": "low"}, {"kind": "best_of_n", "n": 8}),
-    ({"model": "fake", "reasoning_effort": "medium"}, {"kind": "mcts", "simulations": 16}),
-    ({"model": "fake", "reasoning_effort": "high"}, {"kind": "mcts", "simulations": 32}),
+    ({"model": "fake", "reasoning_effort": "minimal"}, {"kind": "auto", "answers": 4}),
+    ({"model": "fake", "reasoning_effort": "low"}, {"kind": "auto", "answers": 8}),
+    ({"model": "fake", "reasoning_effort": "medium"}, {"kind": "auto", "answers": 16}),
+    ({"model": "fake", "reasoning_effort": "high"}, {"kind": "auto", "answers": 32}),
+    ({"model": "ponder"}, {"kind": "auto", "answers": 16}),
+    ({"model": "ponder-revise", "reasoning_effort": "low"}, {"kind": "revise", "revisions": 2}),
     ({"model": "ponder-mcts"}, {"kind": "mcts", "simulations": 16}),
     ({"model": "ponder-beam"}, {"kind": "beam", "width": 4, "branch": 4}),
     ({"model": "ponder-vote"}, {"kind": "vote", "n": 16}),
@@ -229,7 +234,7 @@ async def test_reward_and_budget_reach_the_search() -> None:
     async with client(parts) as http:
         reply = (await http.post(CHAT, json=body(search=search, temperature=0.5))).json()
         trace = (await http.get(f"/v1/traces/{reply['ponder']['trace_id']}")).json()
-    assert trace["reward"] == search["reward"]
+    assert trace["reward"].items() >= search["reward"].items()
     assert trace["budget"].items() >= search["budget"].items()
     assert trace["sampling"]["temperature"] == 0.5
     assert trace["seed"] == 3
@@ -271,3 +276,22 @@ async def test_one_path_is_streamed_while_it_is_written(pattern: str | None) -> 
     assert early > 2
     for name in ("content", "reasoning_content"):
         assert "".join(d.get(name) or "" for d in deltas) == (whole[name] or "")
+
+
+async def test_what_auto_decided_is_in_the_reply_and_the_trace() -> None:
+    parts = world()
+    async with client(parts) as http:
+        reply = (await http.post(CHAT, json=body(model="ponder-auto"))).json()
+        trace = (await http.get(f"/v1/traces/{reply['ponder']['trace_id']}")).json()
+    decisions = reply["ponder"]["decisions"]
+    assert decisions[0]["decision"] == "probe"
+    assert decisions[-1]["decision"] == "stop"
+    assert trace["decisions"] == decisions
+    assert (await frames(model="ponder-auto"))[-2]["ponder"]["decisions"] == decisions
+
+
+def test_every_search_has_an_alias_and_sizes() -> None:
+    kinds = {kind.model_fields["kind"].default for kind in get_args(get_args(Strategy)[0])}
+    assert set(SIZES) == set(ALIASES.values()) == kinds
+    for kind, effort in product(kinds, EFFORTS):
+        assert sized(kind, effort).kind == kind

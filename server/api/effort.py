@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
@@ -11,47 +11,24 @@ from server.errors import BadRequest, NotFound
 from server.search import Strategy
 
 Effort = Literal["none", "minimal", "low", "medium", "high"]
-Kind = Literal["best_of_n", "beam", "dvts", "mcts", "particles", "rebase", "vote"]
-
-ALIASES: Mapping[str, Kind] = {
-    "ponder-best-of-n": "best_of_n",
-    "ponder-beam": "beam",
-    "ponder-dvts": "dvts",
-    "ponder-mcts": "mcts",
-    "ponder-particles": "particles",
-    "ponder-rebase": "rebase",
-    "ponder-vote": "vote",
+EFFORTS: tuple[Effort, ...] = ("minimal", "low", "medium", "high")
+# A kind's fields at each of these efforts; kinds that are not here have no alias.
+SIZES: Mapping[str, Mapping[str, tuple[int, int, int, int]]] = {
+    "auto": {"answers": (4, 8, 16, 32)},
+    "beam": {"width": (2, 4, 4, 8), "branch": (2, 2, 4, 4)},
+    "best_of_n": {"n": (4, 8, 16, 32)},
+    "dvts": {"trees": (1, 2, 4, 8), "branch": (4, 4, 4, 4)},
+    "mcts": {"simulations": (4, 8, 16, 32)},
+    "particles": {"n": (4, 8, 16, 32)},
+    "rebase": {"n": (4, 8, 16, 32)},
+    "revise": {"revisions": (1, 2, 4, 8)},
+    "vote": {"n": (4, 8, 16, 32)},
 }
-DEFAULT_KIND: Mapping[Effort, Kind] = {
-    "minimal": "best_of_n",
-    "low": "best_of_n",
-    "medium": "mcts",
-    "high": "mcts",
-}
+DEFAULT_KIND = "auto"  # of an effort
 DEFAULT_EFFORT: Effort = "medium"  # of an alias
-SIZES: Mapping[Kind, Mapping[Effort, dict[str, int]]] = {
-    "best_of_n": {"minimal": {"n": 4}, "low": {"n": 8}, "medium": {"n": 16}, "high": {"n": 32}},
-    "vote": {"minimal": {"n": 4}, "low": {"n": 8}, "medium": {"n": 16}, "high": {"n": 32}},
-    "beam": {
-        "minimal": {"width": 2, "branch": 2},
-        "low": {"width": 4, "branch": 2},
-        "medium": {"width": 4, "branch": 4},
-        "high": {"width": 8, "branch": 4},
-    },
-    "dvts": {
-        "minimal": {"trees": 1, "branch": 4},
-        "low": {"trees": 2, "branch": 4},
-        "medium": {"trees": 4, "branch": 4},
-        "high": {"trees": 8, "branch": 4},
-    },
-    "particles": {"minimal": {"n": 4}, "low": {"n": 8}, "medium": {"n": 16}, "high": {"n": 32}},
-    "rebase": {"minimal": {"n": 4}, "low": {"n": 8}, "medium": {"n": 16}, "high": {"n": 32}},
-    "mcts": {
-        "minimal": {"simulations": 4},
-        "low": {"simulations": 8},
-        "medium": {"simulations": 16},
-        "high": {"simulations": 32},
-    },
+ALIASES: Mapping[str, str] = {
+    "ponder": DEFAULT_KIND,
+    **{f"ponder-{kind.replace('_', '-')}": kind for kind in SIZES},
 }
 _STRATEGY: TypeAdapter[Strategy] = TypeAdapter(Strategy)
 
@@ -72,13 +49,11 @@ def strategy_for(
     if effort == "none" and kind is not None:
         raise _conflict("reasoning_effort", f"model '{model}' is a search", "'none' is not one")
     if effort == "none" or (effort is None and kind is None):
-        return samples(n)
-    effort = effort or DEFAULT_EFFORT
-    kind = kind or DEFAULT_KIND[effort]
-    return made(kind, SIZES[kind][effort])
+        return made("vote", {"n": n, "choose": "majority"})  # samples, which nobody scores
+    return sized(kind or DEFAULT_KIND, effort or DEFAULT_EFFORT)
 
 
-def alias_kind(model: str, policy: str) -> Kind | None:
+def alias_kind(model: str, policy: str) -> str | None:
     """The search that a model's name stands for; None for the bare policy."""
     if model == policy:
         return None
@@ -92,17 +67,16 @@ def alias_kind(model: str, policy: str) -> Kind | None:
     )
 
 
-def samples(n: int) -> Strategy:
-    """`n` plain samples, which nobody scores."""
-    return made("vote", {"n": n, "choose": "majority"})
+def sized(kind: str, effort: Effort) -> Strategy:
+    at = EFFORTS.index(effort)
+    return made(kind, {name: sizes[at] for name, sizes in SIZES[kind].items()})
 
 
-def made(kind: Kind, fields: Mapping[str, Any]) -> Strategy:
-    assert kind in get_args(Kind)
+def made(kind: str, fields: Mapping[str, Any]) -> Strategy:
     return _STRATEGY.validate_python({"kind": kind, **fields})
 
 
-def _agree(model: str, kind: Kind | None, effort: Effort | None, given: Strategy) -> None:
+def _agree(model: str, kind: str | None, effort: Effort | None, given: Strategy) -> None:
     if effort is not None:
         raise _conflict(
             "reasoning_effort", f"reasoning_effort '{effort}'", "search.strategy; send only one"

@@ -1,7 +1,7 @@
 """`POST /v1/reason`: a search with all of its parameters, and all that it has to tell.
 
-As a stream: `step`, `score` and `prune` while the search goes on, then an `answer` for each
-candidate, `usage` and `done`, or an `error` at any point. Each carries a `sequence_number`.
+As a stream: `step`, `score`, `prune` and `decision` while the search goes on, then an `answer` for
+each candidate, `usage` and `done`, or an `error` at any point. Each carries a `sequence_number`.
 """
 
 from __future__ import annotations

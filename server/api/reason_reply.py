@@ -31,7 +31,7 @@ def reason_reply(
         created=int(time.time()),
         model=outcome.model,
         version=outcome.version,
-        answers=[answer_reply(answer, include) for answer in outcome.answers],
+        answers=[answer_reply(answer, include, ask) for answer in outcome.answers],
         usage=UsageReply(
             prompt_tokens=outcome.usage.prompt,
             policy_tokens=block.tokens.policy,
@@ -41,6 +41,7 @@ def reason_reply(
             seconds=block.seconds,
         ),
         strategy=block.strategy,
+        decisions=block.decisions,
         reward=ask.reward.model_dump(mode="json"),
         seed=ask.seed,
         trace_id=outcome.trace_id,
@@ -48,7 +49,7 @@ def reason_reply(
     )
 
 
-def answer_reply(answer: Answer, include: Collection[Include]) -> AnswerReply:
+def answer_reply(answer: Answer, include: Collection[Include], ask: Ask) -> AnswerReply:
     path = answer.node.path()
     return AnswerReply(
         content=answer.content,
@@ -56,6 +57,7 @@ def answer_reply(answer: Answer, include: Collection[Include]) -> AnswerReply:
         final=answer.final,
         key=answer.key,
         score=answer.score,
+        outcome=ask.reward.outcome(answer.node),
         votes=answer.votes,
         finish_reason=answer.finish_reason,
         steps=[_step(node) for node in path] if "steps" in include else None,
@@ -79,8 +81,10 @@ def _node(record: NodeRecord) -> NodeReply:
         key=list(record.key),
         text=record.text,
         tokens=len(record.token_ids),
+        behaviour=record.behaviour,
         raw=record.prm_raw,
         score=record.prm_agg,
+        outcome=record.outcome,
         prior=record.prior,
         visits=record.visits,
         value_sum=record.value_sum,

@@ -99,6 +99,7 @@ class ReasonReply(BaseModel):
     answers: list[AnswerReply]  # the chosen one first
     usage: UsageReply
     strategy: dict[str, Any]
+    decisions: list[dict[str, Any]]  # of the strategy, on the way
     reward: dict[str, Any]
     seed: int | None
     trace_id: str

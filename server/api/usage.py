@@ -46,6 +46,7 @@ class Ponder(BaseModel):
     trace_id: str
     version: str  # of the policy's weights
     strategy: dict[str, Any]
+    decisions: list[dict[str, Any]]  # of the strategy, on the way
     score: float | None  # of the first answer
     tokens: Tokens
     nodes: int
@@ -81,6 +82,7 @@ def ponder(ask: Ask, outcome: Outcome) -> Ponder:
         trace_id=outcome.trace_id,
         version=outcome.version,
         strategy=ask.strategy.model_dump(mode="json"),
+        decisions=list(outcome.trace.decisions),
         score=outcome.answers[0].score,
         tokens=Tokens(
             policy=spent.policy,
