@@ -55,7 +55,7 @@ from server.sandbox.lockdown import Limits, available, die_with_parent, limit, l
 from server.sandbox.wire import OPERATIONS, Peer, call
 
 MAX_TESTS = 10_000
-ENDED = 3  # exit status of a tests process that found no job
+READING = 60.0  # seconds to read a job and parse its tests, on a busy machine
 
 
 def serve(source: int, sink: int, limits: Limits) -> None:
@@ -63,15 +63,15 @@ def serve(source: int, sink: int, limits: Limits) -> None:
         write_frame(sink, {"error": "this system has no system call filter (seccomp) to hold it"})
         return
     write_frame(sink, {"ready": True})
-    ended = False
-    while not ended and select.select([source], [], []):
-        passed, total, ended = judged(source, limits)
-        if not ended:
-            write_frame(sink, {"result": [passed, total]})
+    while select.select([source], [], []):
+        result = judged(source, limits)
+        if result is None:
+            return
+        write_frame(sink, {"result": result})
 
 
-def judged(source: int, limits: Limits) -> tuple[int, int, bool]:
-    """Tests passed, tests in all, and whether there was no job."""
+def judged(source: int, limits: Limits) -> tuple[int, int] | None:
+    """Tests passed, and tests in all; None if there was no job."""
     ours, theirs = socket.socketpair()
     results, report = os.pipe()
     answer = _forked(lambda: run_answer(theirs.fileno(), limits), [theirs.fileno()])
@@ -81,14 +81,13 @@ def judged(source: int, limits: Limits) -> tuple[int, int, bool]:
     theirs.close()
     os.close(report)
     try:
-        passed, total = _collected(results, limits.seconds)
+        return _collected(results, limits.seconds)
     finally:
         os.close(results)
         os.kill(answer, signal.SIGKILL)
         os.kill(tests, signal.SIGKILL)
         os.waitpid(answer, 0)
-        status = os.waitpid(tests, 0)[1]
-    return passed, total, os.WIFEXITED(status) and os.WEXITSTATUS(status) == ENDED
+        os.waitpid(tests, 0)
 
 
 def _forked(main: Callable[[], None], keep: Sequence[int]) -> int:
@@ -107,21 +106,28 @@ def _forked(main: Callable[[], None], keep: Sequence[int]) -> int:
         os._exit(1)
 
 
-def _collected(results: int, seconds: float) -> tuple[int, int]:
-    """Count the marks of the tests process, until it is done, ends, or is late."""
-    marks, deadline = b"", time.monotonic() + seconds
-    while True:
+def _collected(results: int, seconds: float) -> tuple[int, int] | None:
+    """Tests passed and in all, once the tests process is done, ends, or is late. None if it has
+    not even read the job, which may still be in the pipe."""
+    head = _read_until(results, 4, time.monotonic() + READING)
+    if len(head) < 4:
+        return None
+    total = int.from_bytes(head, "big")
+    return _read_until(results, total, time.monotonic() + seconds).count(b"+"), total
+
+
+def _read_until(source: int, size: int, deadline: float) -> bytes:
+    """So many bytes, or as many as came before the end or the deadline."""
+    data = b""
+    while len(data) < size:
         left = max(0.0, deadline - time.monotonic())
-        if not select.select([results], [], [], left)[0]:
+        chunk = (
+            os.read(source, size - len(data)) if select.select([source], [], [], left)[0] else b""
+        )
+        if not chunk:
             break
-        chunk = os.read(results, 4096)
-        marks += chunk
-        if not chunk or len(marks) > 4 + MAX_TESTS:
-            break
-        if len(marks) >= 4 and len(marks) - 4 >= int.from_bytes(marks[:4], "big"):
-            break
-    total = int.from_bytes(marks[:4], "big")
-    return marks[4 : 4 + total].count(b"+"), total
+        data += chunk
+    return data
 
 
 def _hold(limits: Limits) -> None:
@@ -152,11 +158,11 @@ def load(program: str) -> dict[str, Any]:
 def run_tests(source: int, channel: int, report: int, limits: Limits) -> None:
     """The tests process: read the job, hand the program over, report on each test."""
     job = read_frame(source)
-    if job is None:
-        os._exit(ENDED)
     os.close(source)
+    if job is None:
+        return
     _hold(limits)
-    suite = Suite(job["tests"])
+    suite = parsed(job["tests"])
     write_all(report, suite.total.to_bytes(4, "big"))
     if "program" not in job:
         return
@@ -167,6 +173,13 @@ def run_tests(source: int, channel: int, report: int, limits: Limits) -> None:
         return
     if type(space) is dict and all(type(name) is str for name in space):
         suite.run({**space, "__name__": "tests"}, lambda passed: _mark(report, passed))
+
+
+def parsed(tests: str) -> Suite:
+    try:
+        return Suite(tests)
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        return Suite("")  # which has no test: `ready` has said so before
 
 
 def _mark(report: int, passed: bool) -> None:
