@@ -133,7 +133,7 @@ class Status(StrEnum):
 class Node:
     """A partial or finished answer: the path of steps from the root to here."""
 
-    parent: Node | None = None
+    parent: Node | None = field(default=None, repr=False)
     step: Step | None = None  # None only at the root
     prompt: Prompt | None = None  # set if the policy saw something else than the path
     id: int = 0  # position in the tree, in the order of attachment; the root is 0
@@ -147,7 +147,7 @@ class Node:
     visits: int = 0
     value_sum: float = 0.0
     multiplicity: int = 1  # how many times it was sampled (equal siblings are merged)
-    children: list[Node] = field(default_factory=list)
+    children: list[Node] = field(default_factory=list, repr=False)
     asked: int = 0  # children requested so far
     pruned: bool = False
     behaviour: str | None = None  # of the operator it was written under
