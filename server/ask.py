@@ -13,6 +13,7 @@ from server.config import Limits
 from server.errors import BadRequest
 from server.profiles import Profile
 from server.reward import Models, Reward, default_reward
+from server.reward.verifiers import AnyVerifier, VerifierJudge
 from server.search import BestOfN, Strategy
 from server.search.strategy import BaseStrategy
 from server.types import Message, Prompt, Sampling, Scorer
@@ -41,6 +42,8 @@ class Ask:
     sampling: Sampling
     budget: BudgetSpec  # every field set
     max_tokens: int  # of one answer
+    verify: AnyVerifier | None = None  # gates the final choice
+    judge: VerifierJudge | None = None  # its verdicts
     seed: int | None = None
     n: int = 1  # best candidates wanted
     tenant: str | None = None
@@ -59,6 +62,7 @@ class Preparer:
         messages: Sequence[Message],
         strategy: Strategy | None = None,
         reward: Reward | None = None,
+        verify: AnyVerifier | None = None,
         budget: BudgetSpec | None = None,
         sampling: Mapping[str, Any] | None = None,
         max_tokens: int | None = None,
@@ -87,10 +91,22 @@ class Preparer:
             sampling=self._sampling(sampling or {}),
             budget=self._budget(budget or BudgetSpec(), strategy, max_tokens),
             max_tokens=max_tokens,
+            verify=verify,
+            judge=self._judge(verify, prompt),
             seed=seed,
             n=n,
             tenant=tenant,
         )
+
+    def _judge(self, verify: AnyVerifier | None, prompt: Prompt) -> VerifierJudge | None:
+        if verify is None:
+            return None
+        try:
+            verify.check(prompt)
+            return verify.judge(self.models)
+        except BadRequest as error:
+            error.param = "verify" + (error.param or "").removeprefix("reward")
+            raise
 
     def _render(self, messages: Sequence[Message]) -> Prompt:
         if not messages:

@@ -125,3 +125,23 @@ async def test_bad_requests_name_the_parameter(
         reply = await http.post(REASON, json=fields)
     assert (reply.status_code, reply.json()["error"]["param"]) == (status, param)
     assert parts.idle
+
+
+async def test_verifier_rules_on_every_answer() -> None:
+    reply = await ask(
+        question="Use 1 2 to make 3.", strategy={"kind": "best_of_n", "n": 3}, include=["tree"],
+        verify={"kind": "countdown"}, n=3,
+    )  # fmt: skip
+    assert [a["outcome"] for a in reply["answers"]] == [0.0] * 3
+    assert [n["outcome"] for n in reply["tree"] if n["status"] == "terminal"] == [0.0] * 3
+
+
+async def test_verifier_that_cannot_judge_is_refused() -> None:
+    async with client(world()) as http:
+        asked = {"question": "Why?", "verify": {"kind": "countdown"}}
+        reply = await http.post(REASON, json=asked)
+        chat = {"model": "fake", "messages": USER, "search": {"verify": {"kind": "countdown"}}}
+        chatted = await http.post("/v1/chat/completions", json=chat)
+    for refused, param in ((reply, "verify"), (chatted, "search.verify")):
+        assert refused.status_code == 400
+        assert refused.json()["error"]["param"] == param

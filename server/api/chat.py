@@ -60,6 +60,7 @@ async def prepared(parts: Parts, asked: ChatRequest, tenant: str | None) -> Ask:
             messages=[message.message() for message in asked.messages],
             strategy=strategy,
             reward=search.reward,
+            verify=search.verify,
             budget=search.budget.spec() if search.budget else None,
             sampling=asked.sampling(),
             max_tokens=asked.length(),

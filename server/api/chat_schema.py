@@ -10,6 +10,7 @@ from server.api.effort import Effort
 from server.api.schema import BudgetFields, Messages, Request, SamplingFields, Seed, Text, only
 from server.errors import BadRequest
 from server.reward import Reward
+from server.reward.verifiers import AnyVerifier
 from server.search import Strategy
 
 NO_TOOLS = "tools are not supported"
@@ -25,6 +26,9 @@ class SearchFields(Request):
 
     strategy: Strategy | None = None
     reward: Reward | None = None
+    verify: AnyVerifier | None = Field(
+        None, description="checks each answer; one that it finds right ends the search"
+    )
     budget: BudgetFields | None = None
 
 

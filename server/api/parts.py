@@ -47,10 +47,20 @@ class Parts:
             ask = self.service.prepare(messages=messages, **request)
         else:
             ask = await asyncio.to_thread(self.service.prepare, messages=messages, **request)
-        if isinstance(ask.scorer, GetsReady):
-            await ask.scorer.ready()
+        for name, part in (("reward", ask.scorer), ("verify", ask.judge)):
+            if isinstance(part, GetsReady):
+                await _ready(part, name)
         return ask
 
     async def search(self, ask: Ask, listener: Listener | None = None) -> Outcome:
         """Run one search, timing its first event. Raises what `Service.reason` does."""
         return await self.service.reason(ask, self.metrics.timed(ask.strategy.kind, listener))
+
+
+async def _ready(part: GetsReady, name: str) -> None:
+    """Raises `BadRequest` under the name by which the caller gave that part."""
+    try:
+        await part.ready()
+    except BadRequest as error:
+        error.param = name + (error.param or "").removeprefix("reward")
+        raise

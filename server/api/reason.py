@@ -61,6 +61,7 @@ async def prepared(parts: Parts, asked: ReasonRequest, tenant: str | None) -> As
         messages=asked.conversation(),
         strategy=asked.strategy,
         reward=asked.reward,
+        verify=asked.verify,
         budget=asked.budget.spec() if asked.budget else None,
         sampling=asked.sampling(),
         max_tokens=asked.max_tokens,

@@ -10,6 +10,7 @@ from server.api.schema import BudgetFields, Messages, SamplingFields, Seed, Text
 from server.api.usage import Tokens
 from server.errors import BadRequest
 from server.reward import Reward
+from server.reward.verifiers import AnyVerifier
 from server.search import Strategy
 from server.types import Message
 
@@ -22,6 +23,9 @@ class ReasonRequest(SamplingFields):
     model: Text | None = Field(None, description="the policy's name; there is only one")
     strategy: Strategy | None = None
     reward: Reward | None = None
+    verify: AnyVerifier | None = Field(
+        None, description="checks each answer; one that it finds right ends the search"
+    )
     budget: BudgetFields | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = Field(None, description="of one answer")
     seed: Seed | None = None
@@ -58,6 +62,7 @@ class AnswerReply(BaseModel):
     final: str | None  # the answer itself, by the profile's pattern
     key: str | None  # equal keys are the same answer
     score: float | None
+    outcome: float | None  # the verdict of `verify`, or of a reward that is a verifier
     votes: int
     finish_reason: Literal["stop", "length"]
     steps: list[StepReply] | None = None  # all of the path
@@ -72,8 +77,10 @@ class NodeReply(BaseModel):
     key: list[int]
     text: str
     tokens: int
+    behaviour: str | None  # of the operator it was written under
     raw: float | None
     score: float | None
+    outcome: float | None
     prior: float | None
     visits: int
     value_sum: float
