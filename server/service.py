@@ -111,8 +111,8 @@ class Service:
             self._observer.started(ask)
         try:
             await run_search(ask.strategy, search)
-            if isinstance(ask.scorer, Settles):
-                search.decide(**ask.scorer.settle(search.nodes))
+            if isinstance(ask.scorer, Settles) and (said := ask.scorer.settle(search.nodes)):
+                search.decide(**said)
             answers = rank(search.nodes, ask.strategy.choose, self.profile.answer)
             if not answers:
                 raise NoAnswer("the budget ended before one step was written", param="budget")
@@ -156,6 +156,7 @@ class Service:
             seed=ask.seed,
             listener=listener,
             answer=self.profile.answer,
+            judge=ask.judge,
             operators=self.profile.operators,
             actions=ask.strategy.behaviours,
         )
@@ -192,6 +193,7 @@ class Service:
             strategy=ask.strategy.model_dump(mode="json"),
             decisions=tuple(search.decisions),
             reward=ask.reward.model_dump(mode="json"),
+            verify=ask.verify.model_dump(mode="json") if ask.verify else None,
             budget={
                 "tokens": ask.budget.tokens,
                 "seconds": ask.budget.seconds,
