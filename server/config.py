@@ -204,6 +204,9 @@ class Settings(Frozen):
     policy: EngineSettings
     prm: PrmSettings | None = None
     orm: OrmSettings | None = None
+    judge: EngineSettings | None = Field(
+        None, description="a model that rewards may ask for its opinion, beside the policy"
+    )
     profile: ProfileName | None = Field(None, description="overrides the policy's")
     speculation: int = Field(
         0, ge=0, description="tokens that an open branch may run ahead of its scorer; 0: none"

@@ -7,7 +7,8 @@ PonderError                 500
 |  `- Unauthorized          401
 |- Overloaded               429   a queue or a quota is full; try again later
 |- EngineError              502   the policy failed
-|  `- EngineDead            503   and will not come back by itself
+|  |- EngineDead            503   and will not come back by itself
+|  `- NoLogprobs            502   it does not tell log-probabilities
 |- ScorerError              502   a reward failed
 |  `- ScorerDead            503   and will not come back by itself
 |- NoAnswer                 504   the budget ended before one whole step
@@ -70,6 +71,10 @@ class EngineDead(EngineError):
     status = 503
     code = "engine_dead"
     retry = True
+
+
+class NoLogprobs(EngineError):
+    """The policy's server gives no log-probabilities of given tokens."""
 
 
 class ScorerError(PonderError):

@@ -157,10 +157,11 @@ async def built(settings: Settings, stack: AsyncExitStack) -> tuple[Service, Fas
         policy = engine.build(settings.policy)
         prm = reward.build_prm(settings.prm, profile) if settings.prm else None
         orm = reward.build_orm(settings.orm) if settings.orm else None
+        judge = engine.build(settings.judge) if settings.judge else None
     traces = make_store(settings.traces)
     tools = reward.Tools(settings.verifiers)
     stack.push_async_callback(tools.close)
-    parts = {"policy": policy, "prm": prm, "orm": orm, "traces": traces}
+    parts = {"policy": policy, "prm": prm, "orm": orm, "judge": judge, "traces": traces}
     starts = []
     for name, part in parts.items():
         if part is not None:
@@ -170,7 +171,7 @@ async def built(settings: Settings, stack: AsyncExitStack) -> tuple[Service, Fas
     metrics = Metrics(CollectorRegistry())
     watch(metrics, policy, traces)
     service = Service(
-        settings, Models(policy, profile, prm, orm, tools), traces=traces, observer=metrics
+        settings, Models(policy, profile, prm, orm, tools, judge), traces=traces, observer=metrics
     )
     metrics.watch("share_waiting", "Requests that wait for room", lambda: service.share.waiting)
     return service, create_app(service, settings, traces, metrics)
@@ -226,6 +227,8 @@ def local_engines(settings: Settings) -> dict[str, VllmSettings]:
         engines["prm.engine"] = settings.prm.engine
     if settings.orm is not None:
         engines["orm.engine"] = settings.orm.engine
+    if settings.judge is not None:
+        engines["judge"] = settings.judge
     return {key: e for key, e in engines.items() if isinstance(e, VllmSettings)}
 
 

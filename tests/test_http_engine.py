@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -16,7 +17,7 @@ from pydantic import SecretStr
 from server.config import HttpSettings
 from server.engine.characters import TextTokenizer
 from server.engine.http import HttpEngine
-from server.errors import BadRequest, EngineDead, EngineError
+from server.errors import BadRequest, EngineDead, EngineError, NoLogprobs
 from server.types import Cut, Message, Sampling, Step, Stop, Stream
 from tests.scripted import (
     DONE,
@@ -392,9 +393,38 @@ async def test_a_server_that_went_away_fails_its_check() -> None:
     await engine.close()
 
 
-async def test_labels_need_token_ids(chat: HttpEngine) -> None:
-    with pytest.raises(EngineError, match="token ids"):
-        await chat.label_logprobs(ASK, [1])
+def answered(*tops: tuple[str, float]) -> Any:
+    entry = {"token": "x", "top_logprobs": [{"token": t, "logprob": p} for t, p in tops]}
+    return document(
+        {
+            "choices": [{"logprobs": {"content": [entry]}}],
+            "usage": {"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": 4}},
+        }
+    )
+
+
+async def test_labels_of_a_chat_are_characters(remote: Scripted, chat: HttpEngine) -> None:
+    remote.will(answered(("7", math.log(0.5)), (" 7", math.log(0.25)), ("12", -3.0)))
+    logprobs, cached = await chat.label_logprobs(ASK, [ord("7"), ord("1")])
+    assert logprobs == (pytest.approx(math.log(0.75)), -math.inf)
+    assert len(ASK) - cached == 5, "the tokens that the server computed"
+    sent = remote.requests[0]
+    assert (sent["max_tokens"], sent["logprobs"], sent["top_logprobs"]) == (1, True, 20)
+    assert sent["messages"] == [{"role": "user", "content": "say it"}]
+
+
+@pytest.mark.parametrize("logprobs", [None, {"content": []}, {"content": [{"token": "x"}]}])
+async def test_a_chat_without_log_probabilities_says_so(
+    remote: Scripted, chat: HttpEngine, logprobs: Any
+) -> None:
+    remote.will(document({"choices": [{"logprobs": logprobs}]}))
+    with pytest.raises(NoLogprobs):
+        await chat.label_logprobs(ASK, [ord("7")])
+    silent = await started(remote, logprobs=False)
+    with pytest.raises(NoLogprobs):
+        await silent.label_logprobs(ASK, [ord("7")])
+    await silent.close()
+    assert len(remote.requests) == 1
 
 
 def probed(logprob: float) -> Any:

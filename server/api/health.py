@@ -47,7 +47,7 @@ async def check(service: Service) -> None:
     try:
         async with asyncio.timeout(READY_SECONDS):
             await models.policy.check()
-            for model in (models.prm, models.orm):
+            for model in (models.prm, models.orm, models.judge):
                 if model is not None:
                     await model.check()
     except (PonderError, TimeoutError) as error:

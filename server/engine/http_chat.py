@@ -8,18 +8,22 @@ by its usage report. Servers that hide their reasoning have it counted, not show
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import exp, inf, log
 from typing import Any
 
 from server.config import HttpSettings
 from server.engine.characters import TextTokenizer
-from server.engine.http_stream import HttpStream, Job
+from server.engine.http_stream import HttpStream, Job, cached
 from server.engine.segment import Patterns, Segmenter
-from server.engine.tops import likeliest
+from server.engine.tops import MOST, likeliest
+from server.errors import NoLogprobs
 from server.types import Sampling, Step, Stop
 from server.upstream import Upstream
 
+ROUTE = "/v1/chat/completions"
 ENDLESS = 1 << 62  # characters: steps are limited in tokens here
 
 
@@ -45,12 +49,49 @@ class Chat:
     def stream(self, job: Job, version: str) -> HttpStream:
         return ChatStream(self, self._upstream, job, version)
 
+    async def label_logprobs(
+        self, ids: Sequence[int], labels: Sequence[int]
+    ) -> tuple[tuple[float, ...], int]:
+        """Of characters that are a token: their share of the next token's likeliest, -inf for one
+        that is none of those. `NoLogprobs` if the server names none.
+
+        What came from a cache is given so that the rest of `ids` are as many as the tokens that
+        the server computed.
+        """
+        messages, path = self.tokenizer.split(ids)
+        body = self.asked(messages, path) | {"max_tokens": 1, "temperature": 0.0}
+        if not self.settings.logprobs:
+            raise NoLogprobs(f"{self.settings.model} is not asked for log-probabilities")
+        body |= {"logprobs": True, "top_logprobs": MOST}
+        answer = await self._upstream.post(ROUTE, body)
+        entries = (answer["choices"][0].get("logprobs") or {}).get("content") or []
+        tops = entries[0].get("top_logprobs") if entries else None
+        if not tops:
+            raise NoLogprobs(f"{self.settings.model} gives no log-probabilities")
+        found = {chr(label): 0.0 for label in labels}
+        for top in tops:
+            if (token := top["token"].strip()) in found:
+                found[token] += exp(top["logprob"])
+        usage = answer.get("usage") or {}
+        computed = usage.get("prompt_tokens", 0) - cached(usage)
+        logs = tuple(log(p) if p > 0 else -inf for p in (found[chr(i)] for i in labels))
+        return logs, max(0, len(ids) - computed)
+
+    def asked(self, messages: list[dict[str, str]], path: str) -> dict[str, Any]:
+        """A request to go on from `path`, the assistant's text so far."""
+        body: dict[str, Any] = {"model": self.settings.model, "messages": messages}
+        if path:
+            body["messages"] = [*messages, {"role": "assistant", "content": path}]
+        if path and self.settings.prefill == "continue_final_message":
+            body |= {"continue_final_message": True, "add_generation_prompt": False}
+        return body
+
     def _automaton(self, delimiter: str, stop: tuple[str, ...]) -> Patterns:
         return Patterns(self.tokenizer.piece, delimiter, stop)
 
 
 class ChatStream(HttpStream):
-    route = "/v1/chat/completions"
+    route = ROUTE
 
     def __init__(self, dialect: Chat, upstream: Upstream, job: Job, version: str):
         super().__init__(upstream, job)
@@ -70,19 +111,12 @@ class ChatStream(HttpStream):
         job, settings = self.job, self._dialect.settings
         self._counted += self._missing()
         self._before = self.generated
-        body: dict[str, Any] = {
-            "model": settings.model,
-            "messages": self._messages,
+        body = self._dialect.asked(self._messages, self._path) | {
             "max_tokens": job.limit - self.generated,
             "stream": True,
             "stream_options": {"include_usage": True},
         }
         body |= sampling(job.sampling, whole=self._flagged) | self._stops()
-        if self._path:
-            partial = {"role": "assistant", "content": self._path}
-            body["messages"] = [*self._messages, partial]
-        if self._path and self._flagged:
-            body |= {"continue_final_message": True, "add_generation_prompt": False}
         if settings.logprobs:
             body |= {"logprobs": True} | ({"top_logprobs": k} if (k := job.top_logprobs) else {})
         if (seed := job.seed_after(self.generated)) is not None:

@@ -14,17 +14,35 @@ from server.config import OrmSettings, PrmSettings
 from server.errors import BadRequest
 from server.profiles import PrmProfile, Profile, choose, shipped
 from server.reward.client import OrmClient, PrmClient
+from server.reward.composite import Gate, Product, Sum, Weighted
 from server.reward.confidence import Confidence
+from server.reward.consistency import Consistency
+from server.reward.judge import JudgeReward
 from server.reward.label import Label
 from server.reward.models import GetsReady, Models
 from server.reward.orm import Orm
 from server.reward.process import Prm, Value
+from server.reward.shaping import Shaped
 from server.reward.tools import Tools
 from server.reward.verifiers import AnyVerifier, Verifier
 
 Reward = Annotated[
-    Prm | Value | Orm | Label | Confidence | AnyVerifier, Field(discriminator="kind")
+    Prm
+    | Value
+    | Orm
+    | Label
+    | JudgeReward
+    | Confidence
+    | Consistency
+    | AnyVerifier
+    | Sum
+    | Product
+    | Gate
+    | Shaped,
+    Field(discriminator="kind"),
 ]
+for made_of_rewards in (Weighted, Sum, Product, Gate, Shaped):
+    made_of_rewards.model_rebuild(_types_namespace={"Reward": Reward})
 
 # Imported when their kind is asked for: a gateway to remote engines needs no vLLM.
 MODULES = {"vllm": "server.reward.prm", "http": "server.reward.remote"}
@@ -33,12 +51,18 @@ ORMS = {"vllm": "VllmOrm", "http": "HttpOrm"}
 
 __all__ = [
     "Confidence",
+    "Consistency",
+    "Gate",
     "GetsReady",
+    "JudgeReward",
     "Label",
     "Models",
     "Orm",
     "Prm",
+    "Product",
     "Reward",
+    "Shaped",
+    "Sum",
     "Tools",
     "Value",
     "Verifier",

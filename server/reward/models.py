@@ -64,6 +64,7 @@ class Models:
     prm: PrmClient | None = None
     orm: OrmClient | None = None
     tools: Tools = field(default_factory=Tools)  # of the verifiers
+    judge: Engine | None = None  # another model than the policy, for its opinion
 
 
 @runtime_checkable
