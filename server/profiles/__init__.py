@@ -20,6 +20,9 @@ Aggregate = Literal["last", "min", "prod", "mean"]
 Style = Literal["step_token", "token_classification", "label", "turns", "value"]
 
 
+AnswerKind = Literal["text", "expression", "math"]  # how answers are told apart
+
+
 class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -30,7 +33,7 @@ class AnswerProfile(Frozen):
     # Its last match's group 1 is the answer, and the step it begins in the reply's content; all
     # before that is reasoning. None: the whole text is the answer.
     pattern: str | None = None
-    key: Literal["text", "expression"] = "text"
+    key: AnswerKind = "text"
 
     @field_validator("pattern")
     @classmethod
@@ -124,9 +127,13 @@ def shipped() -> dict[str, Profile]:
 
 
 def choose(model: str) -> Profile:
-    """The profile whose pattern fits a model's name or path, else `default`."""
+    """The profile whose pattern fits a model's name or path, else `default`. Of several that fit,
+    the one with the longest pattern."""
     name = model.rstrip("/").lower()
-    for profile in shipped().values():
-        if any(fnmatch(name, pattern.lower()) for pattern in profile.match):
-            return profile
-    return shipped()["default"]
+    fitting = {
+        pattern: profile
+        for profile in shipped().values()
+        for pattern in profile.match
+        if fnmatch(name, pattern.lower())
+    }
+    return fitting[max(fitting, key=len)] if fitting else shipped()["default"]

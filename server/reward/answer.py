@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Literal
 
-from server.profiles import AnswerProfile
+from server.profiles import AnswerKind, AnswerProfile
 from server.reward.verifiers.expression import expression_key
 from server.types import Node
 
@@ -30,7 +29,7 @@ def key_of(node: Node, profile: AnswerProfile) -> str | None:
     return answer_key(extract(node.text(), profile), profile.key)
 
 
-def answer_key(final: str | None, kind: Literal["text", "expression"]) -> str | None:
+def answer_key(final: str | None, kind: AnswerKind) -> str | None:
     """A canonical form under which equal answers are equal."""
     if not final:
         return None
@@ -45,7 +44,34 @@ def _expression_key(text: str) -> str | None:
     return expression_key(text) or _text_key(text)
 
 
+# What LaTeX writes in several ways, or adds without meaning (cf. arXiv 2206.14858, appendix D.1).
+_MATH = [
+    (re.compile(pattern), into)
+    for pattern, into in (
+        (r"\\(left|right|displaystyle|[,;:! ])|\$|~", ""),
+        (r"\\[dt]frac", r"\\frac"),
+        (r"\\(?:text|mathrm|mbox|textbf)\{([^{}]*)\}", r"\1"),
+        (r"\\frac\{([^{}]+)\}\{([^{}]+)\}", r"(\1)/(\2)"),
+        (r"\\frac(\d)(\d)", r"(\1)/(\2)"),
+        (r"\((\w+)\)", r"\1"),
+        (r"\^\{?\\circ\}?|\\%|%|\\\\", ""),
+        (r"\\(?:cdot|times)", "*"),
+        (r"(?<=\d),(?=\d{3}(?!\d))", ""),
+        (r"(?<=\d)\.0+(?!\d)", ""),
+        (r"^\w=(?=.)", ""),
+        (r"\s+", ""),
+    )
+]
+
+
+def _math_key(text: str) -> str | None:
+    for pattern, into in _MATH:
+        text = pattern.sub(into, text)
+    return text.casefold().rstrip(".") or None
+
+
 KEYS: Mapping[str, Callable[[str], str | None]] = {
     "text": _text_key,
     "expression": _expression_key,
+    "math": _math_key,
 }
