@@ -406,7 +406,7 @@ def answered(*tops: tuple[str, float]) -> Any:
 async def test_labels_of_a_chat_are_characters(remote: Scripted, chat: HttpEngine) -> None:
     remote.will(answered(("7", math.log(0.5)), (" 7", math.log(0.25)), ("12", -3.0)))
     logprobs, cached = await chat.label_logprobs(ASK, [ord("7"), ord("1")])
-    assert logprobs == (pytest.approx(math.log(0.75)), -math.inf)
+    assert logprobs == pytest.approx((math.log(0.75), -math.inf))
     assert len(ASK) - cached == 5, "the tokens that the server computed"
     sent = remote.requests[0]
     assert (sent["max_tokens"], sent["logprobs"], sent["top_logprobs"]) == (1, True, 20)

@@ -153,7 +153,7 @@ def test_bounds_of_the_token_measures() -> None:
     even, sure = (log(0.25),) * 4, (0.0, -inf, -inf, -inf)
     assert bounded(token_confidence(even), 4) == pytest.approx(0.0)
     assert token_confidence(sure) == -0.75 * FLOOR
-    assert (evenness(even), evenness(sure)) == (pytest.approx(1.0), 0.0)
+    assert [evenness(even), evenness(sure)] == pytest.approx([1.0, 0.0])
     assert share(0.0, sure) == 1.0
     assert groups([], 3) == []
 

@@ -77,12 +77,11 @@ class JudgeScorer:
         if not new:
             return Score(aggregate(rule, path, ()), ())
         grades = await self.grader.grade(self._messages(prompt, path))
-        # What is too long for the model gets no verdict, and is worth what it was worth before.
-        steps = (*(None,) * (new - 1), grades and _expectation(grades.shares))
-        value = aggregate(rule, path, steps)
-        return (
-            Score(value, steps, grades.computed, grades.cached) if grades else Score(value, steps)
-        )
+        earlier = (None,) * (new - 1)
+        if grades is None:  # too long for the model: it is worth what it was worth before
+            return Score(aggregate(rule, path, (*earlier, None)), (*earlier, None))
+        steps = (*earlier, _expectation(grades.shares))
+        return Score(aggregate(rule, path, steps), steps, grades.computed, grades.cached)
 
     def _messages(self, prompt: Prompt, path: Sequence[Node]) -> list[Message]:
         settings = self.settings

@@ -75,7 +75,7 @@ def shaped(reward: Number, before: Number, after: Number, gamma: Number) -> Numb
 
 
 def phi(path: Views) -> list[float]:
-    """The potential before the first step of a path and after each: 0 at the start and at an end."""
+    """The potential before a path's first step and after each: 0 at the start and at an end."""
     states, last = [0.0], 0.0
     for view in path:
         last = last if view.raw is None else view.raw
