@@ -13,11 +13,23 @@ from server.search.dvts import DVTS
 from server.search.mcts import MCTS
 from server.search.particles import Particles
 from server.search.rebase import Rebase
+from server.search.revise import Revise
 from server.search.vote import Vote
 
 Strategy = Annotated[
-    Auto | Beam | BestOfN | DVTS | MCTS | Particles | Rebase | Vote,
+    Auto | Beam | BestOfN | DVTS | MCTS | Particles | Rebase | Revise | Vote,
     Field(discriminator="kind"),
 ]
 
-__all__ = ["DVTS", "MCTS", "Auto", "Beam", "BestOfN", "Particles", "Rebase", "Strategy", "Vote"]
+__all__ = [
+    "DVTS",
+    "MCTS",
+    "Auto",
+    "Beam",
+    "BestOfN",
+    "Particles",
+    "Rebase",
+    "Revise",
+    "Strategy",
+    "Vote",
+]
