@@ -72,6 +72,20 @@ async def test_as_any_policy(
     await at_rest(url)
 
 
+async def test_it_reads_the_servers_own_word_on_its_cache(
+    engine: HttpEngine, prompt: tuple[int, ...], url: str
+) -> None:
+    stream = ask(engine, prompt, cut=Cut("", 1))
+    await anext(stream)
+    assert engine._gauges is not None
+    await engine._gauges._ask()
+    load = engine.load()
+    await stream.aclose()
+    assert (load.running, load.preempted) == (1, 0)
+    assert 0 <= load.kv < 0.1 and load.kv_tokens == pytest.approx((1 << 28) / 3072, rel=0.05)
+    await at_rest(url)
+
+
 async def test_it_knows_what_it_talks_to(
     engine: HttpEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
