@@ -17,7 +17,7 @@ from pathlib import PurePosixPath
 from time import time
 from typing import Any
 
-import httpx
+import aiohttp
 
 from server.config import HttpSettings
 from server.errors import PonderError, boundary
@@ -27,7 +27,6 @@ BACKOFF = 0.1  # seconds before the first retry, at most
 PATIENCE = 30.0  # seconds that a `Retry-After` may ask for
 IDLE = 3.0  # seconds an idle connection is kept; uvicorn closes its own after 5
 GRACE = 1.0  # seconds that a server may take to end a reply after its `[DONE]`
-SPARE = 4  # connections beyond the capacity, so that checks get through when it is full
 MESSAGE = 500  # characters of an upstream message that are passed on
 
 
@@ -46,20 +45,12 @@ class Upstream:
         self._base = settings.url.rstrip("/")
         self._slots = asyncio.Semaphore(settings.capacity)
         self._random = random.Random()
-        self._client = httpx.AsyncClient(
-            headers=self._headers(),
-            timeout=httpx.Timeout(
-                settings.read_timeout, connect=settings.connect_timeout, pool=None
-            ),
-            limits=httpx.Limits(
-                max_connections=settings.capacity + SPARE,
-                max_keepalive_connections=settings.capacity + SPARE,
-                keepalive_expiry=IDLE,
-            ),
-        )
+        self._session: aiohttp.ClientSession | None = None  # made on the loop that uses it
 
     async def close(self) -> None:
-        await self._client.aclose()
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
 
     async def get(self, path: str, *, within: float | None = None) -> Any:
         """The JSON at `path`; None if there is none. Takes no slot, and is not retried if
@@ -68,18 +59,15 @@ class Upstream:
             async with asyncio.timeout(within):
                 response = await self._send("GET", path, None, retries=0 if within else None)
                 content = await self._json(response)
-                return None if response.status_code == 404 else content
+                return None if response.status == 404 else content
 
     async def text(self, path: str, *, within: float) -> str | None:
         """What is at `path`; None if nothing is. One try, of so many seconds; takes no slot."""
         with boundary(self._error, path):
             async with asyncio.timeout(within):
                 response = await self._send("GET", path, None, retries=0)
-                try:
-                    content = await response.aread()
-                finally:
-                    await response.aclose()
-        return None if response.status_code == 404 else content.decode(errors="replace")
+                content = await self._content(response)
+        return None if response.status == 404 else content.decode(errors="replace")
 
     async def card(self, model: str, *, required: bool = True) -> dict[str, Any]:
         """What the server says of one of its models; {} if it says nothing and need not."""
@@ -107,7 +95,7 @@ class Upstream:
                 try:
                     yield events
                 finally:
-                    await events.aclose()
+                    events.close()
 
     @asynccontextmanager
     async def _slot(self) -> AsyncIterator[None]:
@@ -125,33 +113,54 @@ class Upstream:
 
     async def _send(
         self, method: str, path: str, body: dict[str, Any] | None, *, retries: int | None = None
-    ) -> httpx.Response:
+    ) -> aiohttp.ClientResponse:
         """An open reply with status 2xx, or 404 to a GET."""
         left = self._settings.retries if retries is None else retries
         wait = BACKOFF
         while True:
             try:
-                response = await self._client.send(self._request(method, path, body), stream=True)
-            except (httpx.NetworkError, httpx.ConnectTimeout, httpx.RemoteProtocolError) as error:
+                response = await self._request(method, path, body)
+            except aiohttp.SocketTimeoutError:
+                raise  # it may be at work on it
+            except (aiohttp.ClientConnectionError, aiohttp.ClientResponseError) as error:
                 if left == 0:
                     raise self._dead(f"{path}: {type(error).__name__}: {error}") from error
                 delay = None
             else:
-                if response.is_success or (method, response.status_code) == ("GET", 404):
+                if response.status // 100 == 2 or (method, response.status) == ("GET", 404):
                     return response
-                if left == 0 or not passing(response.status_code):
+                if left == 0 or not passing(response.status):
                     raise await self._refusal(response, path)
                 delay = retry_after(response.headers.get("retry-after"))
                 if delay is not None and delay > PATIENCE:
                     raise await self._refusal(response, path)
-                await response.aclose()
+                response.close()
             await asyncio.sleep(self._random.uniform(0, wait) if delay is None else delay)
             left -= 1
             wait *= 2
 
-    def _request(self, method: str, path: str, body: dict[str, Any] | None) -> httpx.Request:
+    async def _request(
+        self, method: str, path: str, body: dict[str, Any] | None
+    ) -> aiohttp.ClientResponse:
         content = None if body is None else json.dumps(body).encode()
-        return self._client.build_request(method, self._url(path), content=content)
+        if self._session is None:
+            self._session = self._new_session()
+        return await self._session.request(
+            method, self._url(path), data=content, allow_redirects=False
+        )
+
+    def _new_session(self) -> aiohttp.ClientSession:
+        # aiohttp rather than httpx, whose pool looks through all its connections at each request
+        # and each answer: with 256 of them that is 5 ms of this process's time for one request.
+        return aiohttp.ClientSession(
+            headers=self._headers(),
+            timeout=aiohttp.ClientTimeout(
+                sock_connect=self._settings.connect_timeout, sock_read=self._settings.read_timeout
+            ),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE),  # slots are the limit
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=True,
+        )
 
     def _url(self, path: str) -> str:
         """vLLM's own routes, such as /health, stand beside /v1 and not under it."""
@@ -165,24 +174,27 @@ class Upstream:
             headers["authorization"] = f"Bearer {self._settings.api_key.get_secret_value()}"
         return headers
 
-    async def _json(self, response: httpx.Response) -> Any:
-        try:
-            content = await response.aread()
-        finally:
-            await response.aclose()
+    async def _json(self, response: aiohttp.ClientResponse) -> Any:
+        content = await self._content(response)
         # A server may answer /health or an unknown path with no JSON: nothing is said there.
         return json.loads(content) if content.lstrip()[:1] in (b"{", b"[") else None
 
-    async def _refusal(self, response: httpx.Response, path: str) -> PonderError:
-        status = response.status_code
+    async def _content(self, response: aiohttp.ClientResponse) -> bytes:
+        try:
+            return await response.read()
+        finally:
+            response.close()
+
+    async def _refusal(self, response: aiohttp.ClientResponse, path: str) -> PonderError:
+        status = response.status
         # The reply to a wrong key may repeat the key.
         detail = "" if status in (401, 403) else await self._detail(response)
-        await response.aclose()
+        response.close()
         kind = self._dead if status == 503 else self._error
         return kind(f"{path}: HTTP {status}{detail}")
 
-    async def _detail(self, response: httpx.Response) -> str:
-        text = (await response.aread()).decode(errors="replace")
+    async def _detail(self, response: aiohttp.ClientResponse) -> str:
+        text = (await self._content(response)).decode(errors="replace")
         with suppress(ValueError):
             text = complaint(json.loads(text)) or text
         return f": {text[:MESSAGE]}" if text else ""
@@ -191,10 +203,9 @@ class Upstream:
 class Events:
     """An open event stream: the JSON objects of its events, up to `[DONE]`."""
 
-    def __init__(self, response: httpx.Response, error: type[PonderError]):
+    def __init__(self, response: aiohttp.ClientResponse, error: type[PonderError]):
         self._response = response
         self._error = error
-        self._chunks = response.aiter_raw()
         self._decoder = EventDecoder()
         self._ready: list[bytes] = []
         self._over = False
@@ -215,13 +226,14 @@ class Events:
             raise self._error((complaint(event) or "the server gave no reason")[:MESSAGE])
         return event
 
-    async def aclose(self) -> None:
-        await self._response.aclose()
+    def close(self) -> None:
+        """Close the connection, unless it was freed at the end of the reply."""
+        self._response.close()
 
     async def _next(self) -> bytes | None:
         while not self._ready:
-            chunk = await anext(self._chunks, None)
-            if chunk is None:
+            chunk = await self._response.content.readany()
+            if not chunk:
                 self._over = True
                 return None
             self._ready = self._decoder.feed(chunk)[::-1]
@@ -229,7 +241,7 @@ class Events:
 
     async def _drain(self) -> None:
         """Read the end of the reply, so that its connection can be used again."""
-        with suppress(httpx.HTTPError, TimeoutError):
+        with suppress(aiohttp.ClientError, TimeoutError):
             async with asyncio.timeout(GRACE):
                 while not self._over:
                     self._ready.clear()
