@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
+from transformers import AutoConfig
 from vllm import PoolingParams
 from vllm.config import PoolerConfig
 from vllm.inputs import tokens_input
@@ -70,11 +71,10 @@ class VllmPooling:
                 asyncio.to_thread(HFTokenizer, self._engine.model),
                 asyncio.to_thread(fingerprint, self._engine.model),
             )
-        self._prepare()
+            await asyncio.to_thread(self._prepare)
         await self._llm.start()
         self.context = self._llm.context
         try:
-            self._refuse()
             await self.rows((0,), (0,))
         except BaseException:
             await self.close()
@@ -82,9 +82,6 @@ class VllmPooling:
 
     def _prepare(self) -> None:
         """With the tokenizer there, before the weights are loaded."""
-
-    def _refuse(self) -> None:
-        """With the weights loaded: raise if they cannot be read as they should be."""
 
     async def close(self) -> None:
         await self._llm.close()
@@ -144,9 +141,7 @@ class VllmPrm(VllmPooling):
         self.layout = Layout(self.tokenizer, self._profile)
         if self.layout.labels is None:
             return
-        if "hf_overrides" in self._engine.extra:
-            message = f"style {self._profile.style} makes hf_overrides of its own"
-            raise BadRequest(message, param="prm.engine.extra")
+        self._refuse()
         self._arguments["convert"] = "classify"
         self._arguments["hf_overrides"] = {
             "classifier_from_token": [self.tokenizer.name_of(i) for i in self.layout.labels],
@@ -154,11 +149,13 @@ class VllmPrm(VllmPooling):
         }
 
     def _refuse(self) -> None:
-        if self.layout.labels is None:
-            return
-        config = self._llm.engine.model_config.hf_text_config
+        """Raise if labels cannot be had of this model by the head that stands for them."""
+        if "hf_overrides" in self._engine.extra:
+            message = f"style {self._profile.style} makes hf_overrides of its own"
+            raise BadRequest(message, param="prm.engine.extra")
+        config = AutoConfig.from_pretrained(self._engine.model).get_text_config()
         if changed := [name for name in LOGITS if getattr(config, name, None) not in (None, 1)]:
-            message = f"{self.name} has {changed[0]}, which its labels cannot be read with here"
+            message = f"{self.name} has {changed[0]}: its labels can be read over HTTP only"
             raise BadRequest(message, param="prm.style")
 
 
