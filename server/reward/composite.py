@@ -135,13 +135,13 @@ class Gate(Composite):
     """
 
     kind: Literal["gate"] = "gate"
-    gate: Reward
-    of: Reward
+    by: Reward = Field(description="the gate")
+    of: Reward = Field(description="what counts where it is open")
     threshold: float | None = Field(None, gt=0, le=1, description="the gate's value that opens it")
     floor: float = Field(0.0, ge=-1, le=1, description="the value of a path that it refuses")
 
     def pieces(self) -> Mapping[str, Config]:
-        return {"gate": self.gate, "of": self.of}
+        return {"by": self.by, "of": self.of}
 
     def combined(self, parts: Sequence[Part]) -> CompositeScorer:
         return GateScorer("gate", parts, self.threshold, self.floor)
