@@ -94,6 +94,9 @@ def ask(
     config: ConfigOption = None,
     url: UrlOption = None,
     api_key: KeyOption = None,
+    preset: Annotated[
+        str | None, typer.Option(help="A published system's search, of GET /v1/presets.")
+    ] = None,
     strategy: Annotated[
         str | None, typer.Option(help="Such as mcts, beam, best_of_n, vote; else the server's.")
     ] = None,
@@ -107,7 +110,7 @@ def ask(
     set_: SetOption = None,
 ) -> None:
     """Ask one question, of a running server (--url) or of one started for it (--config)."""
-    body = request(question, strategy, param or [], budget_tokens, seed)
+    body = request(question, preset, strategy, param or [], budget_tokens, seed)
     if url is not None:
         if set_:
             raise typer.BadParameter("a running server has its settings already: no --set")
@@ -123,6 +126,7 @@ def ask(
 
 def request(
     question: str,
+    preset: str | None,
     strategy: str | None,
     params: list[str],
     budget_tokens: int | None,
@@ -132,6 +136,8 @@ def request(
     if params and strategy is None:
         raise typer.BadParameter("--param belongs to a --strategy")
     body: dict[str, Any] = {"question": question}
+    if preset is not None:
+        body["preset"] = preset
     if strategy is not None:
         body["strategy"] = {"kind": strategy, **{k: plain(v) for k, v in pairs(params)}}
     if budget_tokens is not None:

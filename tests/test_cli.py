@@ -139,6 +139,7 @@ async def test_ask_prints_json_and_nothing_else() -> None:
         (["--strategy", "mcts", "--param", "simulations=100000"], "simulations"),
         (["--strategy", "mcts", "--param", "simulation=4"], "simulation"),
         (["--budget-tokens", "0"], "budget.tokens"),
+        (["--preset", "o2"], "marco-o1"),
     ],
 )
 async def test_ask_repeats_what_the_server_refuses(arguments: list[str], told: str) -> None:

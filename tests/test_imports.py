@@ -24,6 +24,7 @@ LAYERS = [
     "server.engine",
     "server.reward",
     "server.search",
+    "server.presets",
     "server.traces",
     "server.ask",
     "server.admission",

@@ -7,7 +7,7 @@ import time
 from fastapi import APIRouter, Depends, FastAPI
 from prometheus_client import CollectorRegistry
 
-from server.api import chat, docs, errors, health, models, reason
+from server.api import chat, docs, errors, health, models, presets, reason
 from server.api import traces as trace
 from server.api.auth import authorizer
 from server.api.chat_schema import ChatRequest
@@ -50,7 +50,7 @@ def _guarded(app: FastAPI, parts: Parts) -> APIRouter:
     """Every route that asks for a key: all but the two probes."""
     server = parts.settings.server
     router = APIRouter(dependencies=[Depends(authorizer(server.api_keys))])
-    for family in (chat, reason, models, trace, health):
+    for family in (chat, reason, models, presets, trace, health):
         router.include_router(family.routes(parts))
     if server.docs:
         router.include_router(docs.routes(app))

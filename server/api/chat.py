@@ -15,10 +15,12 @@ from server.api.effort import strategy_for
 from server.api.follow import Told, follow
 from server.api.live_path import LivePath
 from server.api.parts import Parts
+from server.api.presets import filled
 from server.api.sse import Emit, EventStream, frame, unless_gone
 from server.ask import Ask
 from server.config import HttpSettings
 from server.errors import BadRequest
+from server.presets import named
 
 log = logging.getLogger("ponder.api")
 
@@ -54,15 +56,22 @@ async def prepared(parts: Parts, asked: ChatRequest, tenant: str | None) -> Ask:
     _check_n(parts, asked)
     search = asked.search or SearchFields()
     policy, n = parts.service.models.policy.name, asked.n or 1
-    strategy = strategy_for(asked.model, policy, asked.reasoning_effort, search.strategy, n)
+    filling = filled(
+        named(search.preset, "search.preset") if search.preset else None,
+        "search.reward",
+        messages=[message.message() for message in asked.messages],
+        strategy=search.strategy,
+        reward=search.reward,
+        sampling=asked.sampling(),
+    )
+    given, by = filling.pop("strategy"), "strategy" if search.strategy else "preset"
+    strategy = strategy_for(asked.model, policy, asked.reasoning_effort, given, n, by=by)
     try:
         return await parts.prepare(
-            messages=[message.message() for message in asked.messages],
+            **filling,
             strategy=strategy,
-            reward=search.reward,
             verify=search.verify,
             budget=search.budget.spec() if search.budget else None,
-            sampling=asked.sampling(),
             max_tokens=asked.length(),
             seed=asked.seed,
             n=n,
@@ -79,6 +88,8 @@ def _spelled(param: str | None, asked: ChatRequest) -> str | None:
     if param == "max_tokens" and asked.max_tokens is None and asked.max_completion_tokens:
         return "max_completion_tokens"
     if root == "strategy" and (asked.search is None or asked.search.strategy is None):
+        if asked.search is not None and asked.search.preset:
+            return "search.preset"
         return "reasoning_effort" if asked.reasoning_effort else "model"
     return f"search.{param}" if root in SearchFields.model_fields else param
 

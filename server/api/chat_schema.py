@@ -24,6 +24,9 @@ class StreamOptions(Request):
 class SearchFields(Request):
     """Ponder's own: which search, guided by which reward, within which budget."""
 
+    preset: Text | None = Field(
+        None, description="of `GET /v1/presets`; what else is here goes before it"
+    )
     strategy: Strategy | None = None
     reward: Reward | None = None
     verify: AnyVerifier | None = Field(

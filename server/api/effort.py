@@ -34,9 +34,15 @@ _STRATEGY: TypeAdapter[Strategy] = TypeAdapter(Strategy)
 
 
 def strategy_for(
-    model: str, policy: str, effort: Effort | None, given: Strategy | None, n: int
+    model: str,
+    policy: str,
+    effort: Effort | None,
+    given: Strategy | None,
+    n: int,
+    *,
+    by: str = "strategy",
 ) -> Strategy:
-    """The strategy that a chat request means.
+    """The strategy that a chat request means; `given` is that of its field `search.{by}`.
 
     The bare policy's name means `n` samples and no search. An alias says the kind, an effort
     the size. Raises `NotFound` for an unknown model and `BadRequest` where two of the three
@@ -44,7 +50,7 @@ def strategy_for(
     """
     kind = alias_kind(model, policy)
     if given is not None:
-        _agree(model, kind, effort, given)
+        _agree(model, kind, effort, given, f"search.{by}")
         return given
     if effort == "none" and kind is not None:
         raise _conflict("reasoning_effort", f"model '{model}' is a search", "'none' is not one")
@@ -76,15 +82,12 @@ def made(kind: str, fields: Mapping[str, Any]) -> Strategy:
     return _STRATEGY.validate_python({"kind": kind, **fields})
 
 
-def _agree(model: str, kind: str | None, effort: Effort | None, given: Strategy) -> None:
+def _agree(model: str, kind: str | None, effort: Effort | None, given: Strategy, by: str) -> None:
     if effort is not None:
-        raise _conflict(
-            "reasoning_effort", f"reasoning_effort '{effort}'", "search.strategy; send only one"
-        )
+        raise _conflict("reasoning_effort", f"reasoning_effort '{effort}'", f"{by}; send only one")
     if kind is not None and kind != given.kind:
-        raise _conflict(
-            "search.strategy.kind", f"model '{model}'", f"search.strategy.kind '{given.kind}'"
-        )
+        where = f"{by}.kind" if by == "search.strategy" else by
+        raise _conflict(where, f"model '{model}'", f"{by} means kind '{given.kind}'")
 
 
 def _conflict(param: str, one: str, other: str) -> BadRequest:

@@ -18,11 +18,13 @@ from server.api.body import read_body
 from server.api.docs import takes
 from server.api.follow import Told, follow
 from server.api.parts import Parts
+from server.api.presets import filled
 from server.api.reason_reply import reason_reply
 from server.api.reason_schema import ReasonReply, ReasonRequest
 from server.api.sse import Emit, EventStream, frame, unless_gone
 from server.ask import Ask
 from server.errors import NotFound
+from server.presets import named
 
 
 def routes(parts: Parts) -> APIRouter:
@@ -57,13 +59,18 @@ async def prepared(parts: Parts, asked: ReasonRequest, tenant: str | None) -> As
             param="model",
             code="model_not_found",
         )
-    return await parts.prepare(
+    search = filled(
+        named(asked.preset, "preset") if asked.preset else None,
+        "reward",
         messages=asked.conversation(),
         strategy=asked.strategy,
         reward=asked.reward,
+        sampling=asked.sampling(),
+    )
+    return await parts.prepare(
+        **search,
         verify=asked.verify,
         budget=asked.budget.spec() if asked.budget else None,
-        sampling=asked.sampling(),
         max_tokens=asked.max_tokens,
         seed=asked.seed,
         n=asked.n,

@@ -21,6 +21,9 @@ class ReasonRequest(SamplingFields):
     question: Text | None = Field(None, description="or `messages`")
     messages: Messages | None = None
     model: Text | None = Field(None, description="the policy's name; there is only one")
+    preset: Text | None = Field(
+        None, description="of `GET /v1/presets`; what else is here goes before it"
+    )
     strategy: Strategy | None = None
     reward: Reward | None = None
     verify: AnyVerifier | None = Field(
