@@ -14,6 +14,7 @@ chooses the same one with it as without.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from math import fsum
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -26,7 +27,7 @@ from server.reward.parts import CompositeScorer, Part, Views
 if TYPE_CHECKING:
     Reward = Config  # as in composite.py
 
-Number = TypeVar("Number", bound=float)
+Number = TypeVar("Number", float, Fraction)
 
 
 class Shaped(Composite):
@@ -71,7 +72,7 @@ class ShapedScorer(CompositeScorer):
 
 def shaped(reward: Number, before: Number, after: Number, gamma: Number) -> Number:
     """The reward of a step from a state of potential `before` to one of potential `after`."""
-    return reward + gamma * after - before  # type: ignore[return-value]
+    return reward + gamma * after - before
 
 
 def phi(path: Views) -> list[float]:
