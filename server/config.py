@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+)
 
 from server.profiles import Aggregate, Style, shipped
 
@@ -141,41 +149,20 @@ class Scheduling(Frozen):
     kv_high: float = Field(
         0.9, gt=0, le=1, description="share of the KV cache in use from which nothing new is begun"
     )
-    kv_low: float = Field(0.8, ge=0, le=1, description="and below which it is begun again")
+    kv_low: float = Field(
+        0.8, ge=0, le=1, validate_default=True, description="and below which it is begun again"
+    )
     weights: dict[str, Annotated[float, Field(gt=0)]] = Field(
         {}, description="by tenant, as traces name it; 1 where unset: 2 gets twice the tokens"
     )
 
-    @model_validator(mode="after")
-    def _low_is_lower(self) -> Scheduling:
-        if self.kv_low > self.kv_high:
-            raise ValueError(f"kv_low is {self.kv_low}, above kv_high, {self.kv_high}")
-        return self
-
-
-def _is_webhook(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise ValueError("must be like https://host/path/, without a query")
-    return url
-
-
-class VerifierSettings(Frozen):
-    """What verifiers may take. Their processes are started when they are first needed."""
-
-    workers: int = Field(2, ge=1, le=256, description="processes of a kind at work at once")
-    seconds: float = Field(5.0, gt=0, description="to compare, match or validate one answer")
-    python_seconds: float = Field(10.0, gt=0, description="for one program and all its tests")
-    memory_bytes: int = Field(1 << 30, ge=1 << 28, description="of each process")
-    sandbox: Literal["strict", "weak"] = Field(
-        "strict",
-        description="strict: programs run only where the kernel can keep them from files and "
-        "the network (Linux with seccomp); weak: elsewhere too, with resource limits alone",
-    )
-    webhooks: tuple[Annotated[str, AfterValidator(_is_webhook)], ...] = Field(
-        (), description="addresses that the http verifier may call, and all that lie below them"
-    )
-    webhook_seconds: float = Field(10.0, gt=0, description="without a byte from a webhook")
+    @field_validator("kv_low")
+    @classmethod
+    def _low_is_lower(cls, low: float, info: ValidationInfo) -> float:
+        high = info.data.get("kv_high", 1.0)
+        if low > high:
+            raise ValueError(f"{low} is above kv_high, {high}")
+        return low
 
 
 class TraceSettings(Frozen):

@@ -209,6 +209,9 @@ class Node:
         return sum(n.step.count for n in self.path() if n.step)
 
 
+CROWDED = 0.8  # of the KV cache
+
+
 @dataclass(frozen=True, slots=True)
 class Load:
     """How busy an engine is, by its own count."""
@@ -222,7 +225,8 @@ class Load:
 
     @property
     def room(self) -> bool:
-        return self.waiting == 0 and self.running < self.capacity
+        """For what need not be: others do not wait for it, nor is anything thrown out for it."""
+        return self.waiting == 0 and self.running < self.capacity and self.kv < CROWDED
 
 
 class Tokenizer(Protocol):

@@ -145,6 +145,13 @@ def test_a_malformed_number_in_the_file_is_an_error(file: Path, value: str) -> N
     assert f"limits.seconds ({file})" in problem
 
 
+def test_the_marks_of_the_cache_stand_in_order(file: Path) -> None:
+    (problem,) = problems(file, MINIMAL + "scheduling: {kv_high: 0.7, kv_low: 0.75}\n")
+    assert problem.startswith(f"scheduling.kv_low ({file}): ") and "0.75 is above" in problem
+    (problem,) = problems(file, MINIMAL + "scheduling: {weights: {key-1: 0}}\n")
+    assert "scheduling.weights.key-1" in problem
+
+
 def test_a_problem_says_what_is_allowed(file: Path) -> None:
     (problem,) = problems(file, "policy: {kind: vllm, model: m, dtype: int4}\n")
     assert problem.startswith(f"policy.dtype ({file}): ")

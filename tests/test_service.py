@@ -197,6 +197,31 @@ def test_time_in_the_queue_counts() -> None:
     assert outcome.answers
 
 
+def test_searches_share_what_the_engine_runs_at_once() -> None:
+    async def ask(it: Service) -> tuple[list[float], float]:
+        async def one(tenant: str) -> float:
+            budget = BudgetSpec(seconds=100.0)
+            asked = it.prepare(
+                messages=ASKED, strategy=BestOfN(n=4), seed=1, tenant=tenant, budget=budget
+            )
+            began = asyncio.get_running_loop().time()
+            outcome = await it.reason(asked)
+            assert len({a.key for a in outcome.answers}) >= 1
+            return asyncio.get_running_loop().time() - began
+
+        flood = [asyncio.create_task(one("many")) for _ in range(24)]
+        await asyncio.sleep(0.1)
+        few = await one("few")
+        many = await asyncio.gather(*flood)
+        assert it.share.waiting == it.share.room.in_flight == 0
+        return many, few
+
+    engine = FakeEngine(capacity=6)
+    (many, few), sink = reasoned(ask, engine)
+    assert engine.peak == 6 and len(sink.traces) == 25
+    assert few < sorted(many)[len(many) // 4]
+
+
 def test_a_verifier_records_outcomes() -> None:
     async def ask(it: Service) -> Any:
         reward = Countdown()
