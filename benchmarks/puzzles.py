@@ -34,6 +34,11 @@ def held_out(count: int = 200) -> list[Puzzle]:
     return sorted(chosen, key=lambda p: (draw(p), p))[:count]
 
 
+def ranked(first: int, last: int) -> list[Puzzle]:
+    """Those of the paper's list with these ranks, both included; 901 to 1000 are its test set."""
+    return puzzles()[first - 1 : last]
+
+
 def question(puzzle: Iterable[int]) -> str:
     return f"Use {' '.join(map(str, puzzle))} to make 24."
 
