@@ -14,7 +14,7 @@ from server.errors import BadRequest
 
 MOST = 20  # what vLLM and OpenAI's API give, unless a server is set up for more
 MASKED = -9000.0  # JSON has no infinities: vLLM's server writes -9999.0
-WHOLE = 0.99  # the probability that all tokens of a distribution have together, but for rounding
+WHOLE = 0.9999  # the probability that all tokens of a distribution have together, but for rounding
 
 
 def check(k: int) -> None:
@@ -31,5 +31,5 @@ def likeliest(found: Iterable[float], k: int) -> tuple[float, ...]:
     best = sorted(found, reverse=True)[:k]
     if best and best[-1] > MASKED:
         return tuple(best)
-    best = [p if p > MASKED else -inf for p in best]
-    return tuple(best) if sum(map(exp, best)) > WHOLE else ()
+    known = [p for p in best if p > MASKED]
+    return (*known, *[-inf] * (k - len(known))) if sum(map(exp, known)) > WHOLE else ()

@@ -190,6 +190,25 @@ async def test_chat_step_by_step_is_the_whole(chat: HttpEngine, url: str) -> Non
     await at_rest(url)
 
 
+async def test_the_chat_dialect_tells_the_likeliest_and_labels(
+    engine: HttpEngine, chat: HttpEngine, prompt: tuple[int, ...]
+) -> None:
+    ids = chat.tokenizer.render(QUESTION)
+    said = await collect(ask(engine, prompt, sampling=GREEDY, top_logprobs=3))
+    steps = await collect(ask(chat, ids, sampling=GREEDY, top_logprobs=3))
+    for got, expected in zip(steps, said, strict=True):
+        for row, right in zip(got.tops, expected.tops, strict=True):
+            assert [math.exp(p) for p in row] == pytest.approx([*map(math.exp, right)], abs=0.03)
+    digits = "0123456789"
+    tokens = [i for d in digits for i in engine.tokenizer.encode(d)]
+    expected_labels, _ = await engine.label_logprobs(prompt, tokens)
+    got_labels, cached = await chat.label_logprobs(ids, [*map(ord, digits)])
+    assert 0 <= len(ids) - cached <= len(prompt)
+    known = [(g, e) for g, e in zip(got_labels, expected_labels, strict=True) if g > -math.inf]
+    assert known
+    assert [g for g, _ in known] == pytest.approx([e for _, e in known], abs=0.2)
+
+
 async def test_chat_limits_are_in_tokens(chat: HttpEngine) -> None:
     ids = tuple(chat.tokenizer.render(QUESTION))
     steps = await collect(ask(chat, ids, cut=Cut("", 4), max_tokens=10))
