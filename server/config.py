@@ -165,6 +165,31 @@ class Scheduling(Frozen):
         return low
 
 
+def _is_webhook(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError("must be like https://host/path/, without a query")
+    return url
+
+
+class VerifierSettings(Frozen):
+    """What verifiers may take. Their processes are started when they are first needed."""
+
+    workers: int = Field(2, ge=1, le=256, description="processes of a kind at work at once")
+    seconds: float = Field(5.0, gt=0, description="to compare, match or validate one answer")
+    python_seconds: float = Field(10.0, gt=0, description="for one program and all its tests")
+    memory_bytes: int = Field(1 << 30, ge=1 << 28, description="of each process")
+    sandbox: Literal["strict", "weak"] = Field(
+        "strict",
+        description="strict: programs run only where the kernel can keep them from files and "
+        "the network (Linux with seccomp); weak: elsewhere too, with resource limits alone",
+    )
+    webhooks: tuple[Annotated[str, AfterValidator(_is_webhook)], ...] = Field(
+        (), description="addresses that the http verifier may call, and all that lie below them"
+    )
+    webhook_seconds: float = Field(10.0, gt=0, description="without a byte from a webhook")
+
+
 class TraceSettings(Frozen):
     """Where traces go. A crash loses at most what was written since the last fsync."""
 
