@@ -136,6 +136,8 @@ def _draw(view: View, console: Console) -> RenderableType:
 
 def plain(name: str, data: dict[str, Any], view: View) -> str | None:
     """An event as a line; None where it says nothing that `view` or the result does not."""
+    if name == "decision":
+        return decided(data)
     if name not in ("step", "score", "prune"):
         return None
     branch = view.branches.get(tuple(data["key"]))
@@ -145,6 +147,12 @@ def plain(name: str, data: dict[str, Any], view: View) -> str | None:
     text = data["text"].strip() if branch is None else branch.text
     number = "" if score is None else f"{score:.3f}"
     return f"{name:5}  {number:5}  {'.'.join(map(str, data['key'])):<12}  {text}"
+
+
+def decided(facts: Mapping[str, Any]) -> str:
+    """A decision as a line."""
+    said = [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in facts.items()]
+    return "  ".join([f"{'decision':11}", *said])
 
 
 def result(view: View) -> RenderableType:

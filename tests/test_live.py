@@ -145,3 +145,12 @@ def test_text_of_the_policy_is_no_markup() -> None:
     screen.print(view.tree(lines=5))
     assert "[red]x[/red]" in printed(screen)
     assert "[bold]q[/]" in printed(screen)
+
+
+async def test_a_decision_is_a_line() -> None:
+    screen = console(terminal=False)
+    facts = {"decision": "search", "strategy": {"kind": "mcts"}, "reason": "difficulty up to 1"}
+    await show(told([("decision", facts), *EVENTS]), "Make 24.", screen)
+    assert printed(screen).splitlines()[0] == (
+        'decision     decision=search  strategy={"kind": "mcts"}  reason=difficulty up to 1'
+    )
