@@ -44,7 +44,7 @@ def race(
     strategy: BestOfN, seed: int, shape: dict[str, Any], tokens: int, scorer: FakeScorer
 ) -> Ran:
     """Answers of at most so many `tokens`, each one engine request."""
-    lengths = {"max_tokens": tokens, "chunk": tokens, "max_step_tokens": tokens}
+    lengths: dict[str, Any] = {"max_tokens": tokens, "chunk": tokens, "max_step_tokens": tokens}
     return searched(strategy, seed=seed, engine=FakeEngine(**shape), scorer=scorer, **lengths)
 
 

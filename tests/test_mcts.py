@@ -43,7 +43,7 @@ def assert_same(found: dict[Key, tuple[int, float]], book: dict[Key, tuple[int, 
 def test_textbook(
     simulations: int, branch: int, c: float, widen: float, select: Any, backup: Any, seed: int
 ) -> None:
-    sizes = {"simulations": simulations, "branch": branch, "c": c, "widen": widen}
+    sizes: dict[str, Any] = {"simulations": simulations, "branch": branch, "c": c, "widen": widen}
     strategy = MCTS(**sizes, select=select, backup=backup, parallel=1)
     book = Textbook(**sizes, rule=select, maximum=backup == "max")
     ran = searched(strategy, seed=seed, engine=engine())
@@ -68,7 +68,7 @@ def rollouts(seed: int) -> Rollout:
 @pytest.mark.parametrize("select", ["puct", "uct"])
 @pytest.mark.parametrize("backup", ["mean", "max"])
 def test_rollouts_stay_in_the_tree(select: Any, backup: Any, seed: int) -> None:
-    sizes = {"simulations": 40, "branch": 1, "c": 0.5, "widen": 0.6}
+    sizes: dict[str, Any] = {"simulations": 40, "branch": 1, "c": 0.5, "widen": 0.6}
     strategy = MCTS(**sizes, select=select, backup=backup, granularity="solution", parallel=1)
     book = Textbook(**sizes, rule=select, maximum=backup == "max")
     ran = searched(strategy, seed=seed, engine=engine(), chunk=400)
@@ -82,7 +82,7 @@ def test_rollouts_stay_in_the_tree(select: Any, backup: Any, seed: int) -> None:
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("futile", [0.2, 0.5, 0.8])
 def test_what_is_futile_is_given_up(futile: float, seed: int) -> None:
-    sizes = {"simulations": 24, "branch": 3, "c": 1.0, "widen": 0.3}
+    sizes: dict[str, Any] = {"simulations": 24, "branch": 3, "c": 1.0, "widen": 0.3}
     ran = searched(
         MCTS(**sizes, futile=futile, parallel=1), seed=seed, engine=engine(), budget={"reserve": 0}
     )
@@ -139,7 +139,7 @@ def test_visits_add_up_whatever_runs_at_once(
             assert node.visits == below + (node is not search.root)
         if node.visits:
             assert -1e-9 <= node.value_sum / node.visits <= 1 + 1e-9
-        assert sum(child.prior for child in node.children if child.visits) <= 1 + 1e-9
+        assert sum(child.prior or 0.0 for child in node.children if child.visits) <= 1 + 1e-9
 
 
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=6), st.integers(0, 5), st.floats(0, 2))

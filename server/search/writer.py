@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from zlib import crc32
 
 from server.budget import Budget, BudgetSpent, Hold
+from server.engine.share import branch_priority
 from server.search.operators import PLAIN, Opening
 from server.types import Cut, Engine, Node, Sampling, Step, Stop, Stream
 
@@ -149,6 +150,7 @@ class Writer:
                 seed=None if self.seed is None else seed_of(self.seed, place, begun),
                 sampling=self.greedy if begin.greedy else self.sampling,
                 cut=cut,
+                priority=branch_priority(node.value),
                 top_logprobs=shape.top_logprobs,
             )
         except BaseException:

@@ -6,7 +6,6 @@ import asyncio
 import math
 from collections.abc import AsyncIterator
 
-import httpx
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -145,14 +144,18 @@ async def test_a_steps_connection_serves_the_next(
 ) -> None:
     """Steps that the server itself stops at leave no connection closed behind them."""
     cut = Cut("\n", 64, halt=True)
-    pool = engine._upstream._client._transport
-    assert isinstance(pool, httpx.AsyncHTTPTransport)
     await collect(ask(engine, prompt, sampling=GREEDY, cut=cut))
-    before = list(pool._pool.connections)
+    before = connections(engine)
     for _ in range(5):
         await collect(ask(engine, prompt, sampling=GREEDY, cut=cut))
-    after = list(pool._pool.connections)
-    assert set(map(id, after)) <= set(map(id, before))
+    assert connections(engine) <= before
+
+
+def connections(engine: HttpEngine) -> set[int]:
+    """Those that wait for the next request."""
+    session = engine._upstream._session
+    assert session is not None and session.connector is not None
+    return {id(kept[0]) for pool in session.connector._conns.values() for kept in pool}
 
 
 async def test_an_unserved_model_is_named(url: str) -> None:
