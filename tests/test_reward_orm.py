@@ -10,10 +10,15 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from server.config import OrmSettings, PrmSettings, VllmSettings
+from server.api.health import check
+from server.config import OrmSettings, PrmSettings, Settings, VllmSettings
 from server.errors import BadRequest, EngineDead, ScorerDead, ScorerError
+from server.launch import local_engines, may_start_together, refuse_missing_models
 from server.profiles import PrmProfile, shipped
 from server.reward import Confidence, Models, Orm, Prm, Value, default_reward, prm_profile
+from server.search import BestOfN
+from server.service import Outcome, Service
+from server.sources import SettingsError
 from server.types import Prompt, Scorer, Stop
 from tests.fakes import FakeEngine
 from tests.rewarding import PROFILE, FakePrm, grow, prompt_of
@@ -54,15 +59,20 @@ def test_center_and_scale() -> None:
     leaf = grow(None, "a", stop=Stop.END)
     raw = chat(PROMPT, "a")
     score = run(scorer_of(FakeOrm(), center=raw - 6, scale=3).score(PROMPT, leaf.path()))
-    assert (score.steps, score.value) == ((raw,), pytest.approx(1 / (1 + exp(-2))))
+    assert score.steps == (raw,)
+    assert score.value == pytest.approx(1 / (1 + exp(-2)))
 
 
-@pytest.mark.parametrize(("raw", "value"), [(-800.0, 0.0), (0.0, 0.5), (800.0, 1.0)])
-def test_any_score_has_a_value(raw: float, value: float) -> None:
+@pytest.mark.parametrize(
+    ("raw", "value"), [(-800.0, 0.0), (-60.0, exp(-60)), (0.0, 0.5), (30.0, 1.0), (800.0, 1.0)]
+)
+def test_any_score_has_a_value(raw: float, value: float, caplog: pytest.LogCaptureFixture) -> None:
     orm = FakeOrm()
     orm.given = raw
     score = run(scorer_of(orm).score(PROMPT, grow(None, "a", stop=Stop.END).path()))
-    assert score.value == pytest.approx(value)
+    assert score.value == pytest.approx(value, rel=1e-6, abs=1e-30)
+    assert score.value < 1  # which would be certainty, and end a search
+    assert ("beyond what orm.scale tells apart" in caplog.text) is (raw == 800)
 
 
 def test_what_is_not_finished_is_not_known() -> None:
@@ -139,6 +149,45 @@ def test_the_reward_of_a_request_that_names_none() -> None:
     assert default(FakePrm(profile=PrmProfile(style="value")), None) == Value()
     assert default(None, FakeOrm()) == Orm()
     assert default(None, None) == Confidence()
+
+
+def service_of(orm: FakeOrm) -> Service:
+    orm.settings = OrmSettings(engine=ENGINE, scale=20)  # its scores are of some tens
+    settings = Settings.model_validate({"policy": {"kind": "vllm", "model": "fake"}})
+    return Service(settings, Models(FakeEngine(), PROFILE, orm=orm))
+
+
+def test_the_best_of_n_is_the_one_it_scores_highest() -> None:
+    async def work() -> Outcome:
+        service = service_of(FakeOrm())
+        ask = service.prepare(messages=PROMPT.messages, strategy=BestOfN(n=4), seed=1)
+        assert ask.reward == Orm()
+        return await service.reason(ask)
+
+    done = run(work())
+    raws = {n.id: n.prm_raw for n in done.trace.nodes if n.prm_raw is not None}
+    assert len(raws) == 4
+    assert done.trace.selected == max(raws, key=lambda at: raws[at])
+    assert done.usage.scorer_computed > 0
+
+
+def test_the_server_is_ready_when_it_is() -> None:
+    class Down(FakeOrm):
+        async def check(self) -> None:
+            raise ScorerError("down")
+
+    run(check(service_of(FakeOrm())))
+    with pytest.raises(EngineDead, match="not ready"):
+        run(check(service_of(Down())))
+
+
+def test_it_is_one_of_the_engines_of_this_process() -> None:
+    engine = {"kind": "vllm", "model": "/none", "kv_cache_bytes": 1 << 26}
+    settings = Settings.model_validate({"policy": engine, "orm": {"engine": engine}})
+    assert list(local_engines(settings)) == ["policy", "orm.engine"]
+    assert may_start_together(settings)
+    with pytest.raises(SettingsError, match=r"orm\.engine\.model: /none"):
+        refuse_missing_models(settings)
 
 
 def test_settings_take_the_place_of_the_profiles() -> None:

@@ -85,6 +85,21 @@ def test_an_ordinary_chat_is_the_templates(reference: HFTokenizer) -> None:
     assert reference.decode(ids) == content
 
 
+def test_a_chat_that_is_over_has_no_reply_begun(reference: HFTokenizer) -> None:
+    messages = [Message("user", "Use 4 9 10 13 to make 24."), Message("assistant", "13-9=4")]
+    hf = AutoTokenizer.from_pretrained(POLICY)
+    chat = [{"role": m.role, "content": m.content} for m in messages]
+    assert list(reference.chat(messages)) == hf.apply_chat_template(chat)["input_ids"]
+    assert reference.chat(messages)[-1] in reference.eos_ids
+
+
+def test_words_go_on_after_others_and_begin_documents(chatml: HFTokenizer) -> None:
+    """As in one text: SentencePiece marks the first word of a text, and no later part's."""
+    assert b"".join(map(chatml.piece, chatml.encode("step"))) == b"step"
+    joined = (*chatml.document("think"), *chatml.encode("ing"))
+    assert chatml.decode(joined).lstrip() == "thinking"
+
+
 @given(st.lists(st.sampled_from([*CONTROL, "Use 4", "<", ">", "end>", " ", "é", "\ue0f00\ue0f1"])))
 def test_user_text_never_becomes_control(reference: HFTokenizer, parts: list[str]) -> None:
     text = "".join(parts)

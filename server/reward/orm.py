@@ -3,13 +3,16 @@
 The model is a sequence classifier that reads the chat with the answer in its own template, and
 whose last token has the score. Scores have no bounds and are logged as they are; a path's value
 is 1 / (1 + exp(-(score - center) / scale)), which at scale 1 is the Bradley-Terry probability
-that the answer is preferred to one of score `center` (Stiennon et al., arXiv 2009.01325).
+that the answer is preferred to one of score `center` (Stiennon et al., arXiv 2009.01325). It stays
+below 1, which stands for certainty and ends a search (`stop_at`). From 37 scales above the center
+on, floating point tells values apart no more, which the log says: such models need another `scale`.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from math import isfinite
+from math import isfinite, nextafter
 from typing import Literal
 
 from pydantic import Field
@@ -20,6 +23,10 @@ from server.reward.client import OrmClient, Rows, guarded
 from server.reward.models import Config, Models
 from server.reward.path import logistic, unscored
 from server.types import Message, Node, Prompt, Score, Scorer
+
+log = logging.getLogger(__name__)
+
+MOST = nextafter(1.0, 0.0)
 
 
 class Orm(Config):
@@ -45,6 +52,7 @@ class OrmScorer:
         self.version = orm.version
         self._orm = orm
         self._unknown = unknown
+        self._told = False  # once in a search is enough
 
     async def score(self, prompt: Prompt, path: Sequence[Node]) -> Score:
         """One pass of the model over a finished answer, none over any other."""
@@ -53,9 +61,15 @@ class OrmScorer:
         if not 0 < len(ids) <= self._orm.context:
             return Score(self._unknown, (*earlier, None))
         raw, computed = await guarded(self.name, self._raw(ids))
+        return Score(self._value(raw), (*earlier, raw), computed, len(ids) - computed)
+
+    def _value(self, raw: float) -> float:
         settings = self._orm.settings
         value = logistic((raw - settings.center) / settings.scale)
-        return Score(value, (*earlier, raw), computed, len(ids) - computed)
+        if value >= MOST and not self._told:
+            self._told = True
+            log.warning("%s: a score of %.1f is beyond what orm.scale tells apart", self.name, raw)
+        return min(MOST, value)
 
     def _read(self, prompt: Prompt, path: Sequence[Node]) -> tuple[int, ...]:
         system = self._orm.settings.system

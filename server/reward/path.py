@@ -33,5 +33,5 @@ def aggregate(rule: Aggregate, path: Sequence[Node], new: Sequence[float | None]
 
 
 def logistic(x: float) -> float:
-    """1 / (1 + exp(-x)), without overflow."""
-    return 1 / (1 + exp(-x)) if x >= 0 else 1 - 1 / (1 + exp(x))
+    """1 / (1 + exp(-x)), without overflow, and exact where it is near 0."""
+    return 1 / (1 + exp(-x)) if x >= 0 else exp(x) / (1 + exp(x))

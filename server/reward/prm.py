@@ -153,7 +153,9 @@ class VllmPrm(VllmPooling):
         if "hf_overrides" in self._engine.extra:
             message = f"style {self._profile.style} makes hf_overrides of its own"
             raise BadRequest(message, param="prm.engine.extra")
-        config = AutoConfig.from_pretrained(self._engine.model).get_text_config()
+        config = AutoConfig.from_pretrained(
+            self._engine.model, trust_remote_code=False
+        ).get_text_config()
         if changed := [name for name in LOGITS if getattr(config, name, None) not in (None, 1)]:
             message = f"{self.name} has {changed[0]}: its labels can be read over HTTP only"
             raise BadRequest(message, param="prm.style")
