@@ -13,7 +13,8 @@ from server.engine.bounds import fit
 from server.engine.gauges import Gauges
 from server.engine.http_chat import Chat
 from server.engine.http_stream import Job
-from server.engine.http_vllm import Completions
+from server.engine.http_tokens import TokenStream
+from server.engine.http_vllm import Completions, CompletionStream
 from server.engine.tokenizer import HFTokenizer
 from server.errors import BadRequest, EngineDead, EngineError, boundary
 from server.types import Cut, Load, Message, Sampling, Stream, Tokenizer
@@ -109,7 +110,10 @@ class HttpEngine:
         with boundary(EngineError, f"reading the tokenizer {path}"):
             tokenizer = await asyncio.to_thread(HFTokenizer, path)
         self.tokenizer = tokenizer
-        self._dialect = Completions(self.settings, self._upstream, tokenizer)
+        described = await self._upstream.get("/openapi.json")
+        lean = TokenStream.route in (described or {}).get("paths", {})
+        streams = TokenStream if lean else CompletionStream
+        self._dialect = Completions(self.settings, self._upstream, tokenizer, streams)
         self._gauges = Gauges(self._upstream)
         if await self._dialect.gives_raw_logprobs(tokenizer.render([Message("user", "1")])):
             log.warning(

@@ -102,6 +102,7 @@ class HttpStream(ABC):
             self._queue.put_nowait(None)
 
     async def _steps(self) -> AsyncGenerator[Step, None]:
+        await self.prepare()
         while True:
             self.requests += 1
             self._finish = self._reason = None
@@ -153,6 +154,10 @@ class HttpStream(ABC):
     def settle(self, last: Step) -> Step:
         """The last step, now that the server's count is known."""
         return last
+
+    async def prepare(self) -> None:
+        """Find out what the first request must say, if that takes time."""
+        return
 
     @abstractmethod
     def body(self) -> dict[str, Any]:

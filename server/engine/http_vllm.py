@@ -2,7 +2,8 @@
 
 Run it with `--logprobs-mode processed_logprobs`, without which log-probabilities are those before
 temperature, top-p and top-k, and with `--enable-prompt-tokens-details`, without which it reports
-no cached tokens.
+no cached tokens. With `--enable-scale-out` it has a cheaper route, which is then used
+(`http_tokens.py`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from server.config import HttpSettings
+from server.engine.halting import Halting
 from server.engine.http_stream import HttpStream, Job, cached
 from server.engine.segment import Patterns, Segmenter
 from server.engine.tokenizer import HFTokenizer
@@ -24,12 +26,20 @@ RAW = -1e-4  # a token that was the only candidate has log-probability 0, unless
 
 
 class Completions:
-    """The vllm dialect."""
+    """The vllm dialect. `streams` are of what the server has routes for."""
 
-    def __init__(self, settings: HttpSettings, upstream: Upstream, tokenizer: HFTokenizer):
+    def __init__(
+        self,
+        settings: HttpSettings,
+        upstream: Upstream,
+        tokenizer: HFTokenizer,
+        streams: type[CompletionStream],
+    ):
         self.settings = settings
         self.tokenizer = tokenizer
+        self.halting = Halting(tokenizer)
         self._upstream = upstream
+        self._streams = streams
         self._patterns = lru_cache(maxsize=8)(self._automaton)
 
     def stream(self, job: Job, version: str) -> HttpStream:
@@ -40,7 +50,7 @@ class Completions:
             before=self._answer(job.prompt_ids),
             begun=job.cut.begun,
         )
-        return CompletionStream(self, self._upstream, job, segmenter)
+        return self._streams(self, self._upstream, job, segmenter)
 
     async def label_logprobs(
         self, ids: Sequence[int], labels: Sequence[int]
@@ -112,18 +122,19 @@ class CompletionStream(HttpStream):
         ids = choice["token_ids"]
         if not ids:
             return []
-        logprobs = choice["logprobs"]["token_logprobs"]
+        logprobs, tops = self.logprobs(choice["logprobs"])
         if len(logprobs) != len(ids):
             raise ValueError(f"{len(logprobs)} log-probabilities for {len(ids)} tokens")
         self.generated += len(ids)
         self._ids.extend(ids)
-        return self._segmenter.feed(ids, logprobs, self._tops(choice["logprobs"]))
+        return self._segmenter.feed(ids, logprobs, tops)
 
-    def _tops(self, logprobs: dict[str, Any]) -> list[tuple[float, ...]]:
-        """vLLM names the likeliest tokens, and the sampled one if it is none of them."""
+    def logprobs(self, given: dict[str, Any]) -> tuple[list[float], list[tuple[float, ...]]]:
+        """Of a chunk's tokens, and the likeliest ones beside them. vLLM names the likeliest, and
+        the sampled one if it is none of them."""
         k = self.job.top_logprobs
-        found = logprobs["top_logprobs"] if k else ()
-        return [likeliest((row or {}).values(), k) for row in found]
+        found = given["top_logprobs"] if k else ()
+        return given["token_logprobs"], [likeliest((row or {}).values(), k) for row in found]
 
     def rest(self, stop: Stop) -> Step | None:
         return self._segmenter.finish(stop)

@@ -12,6 +12,7 @@ from vllm.sampling_params import RequestOutputKind
 
 from server.config import VllmSettings
 from server.engine import tops
+from server.engine.halting import Halting
 from server.engine.llm import Llm, llm_boundary, terminate
 from server.engine.segment import Patterns, Segmenter
 from server.engine.tokenizer import HFTokenizer
@@ -42,7 +43,7 @@ class VllmEngine:
         self.version = ""
         self.context = 0
         self._patterns: dict[tuple[str, tuple[str, ...]], Patterns] = {}
-        self._halting: dict[str, asyncio.Task[list[int]]] = {}
+        self._halting: Halting
 
     async def start(self) -> None:
         """Load tokenizer and weights. Raises `EngineError`; `BadRequest` on unusable settings."""
@@ -51,6 +52,7 @@ class VllmEngine:
                 asyncio.to_thread(HFTokenizer, self._model),
                 asyncio.to_thread(fingerprint, self._model),
             )
+        self._halting = Halting(self.tokenizer)
         await self._llm.start()
         self.context = self._llm.context
 
@@ -80,7 +82,7 @@ class VllmEngine:
         )
         ids = tuple(prompt_ids)
         request = Request(ids, max_tokens, seed, sampling, priority, top_logprobs)
-        halting = (lambda: self._halting_ids(cut.delimiter)) if cut.halt else None
+        halting = (lambda: self._halting.ids(cut.delimiter)) if cut.halt else None
         return VllmStream(self._llm, segmenter, request, cut.max_step_tokens - cut.begun, halting)
 
     async def label_logprobs(
@@ -148,12 +150,3 @@ class VllmEngine:
         tail = self.tokenizer.since_control(prompt_ids[-Segmenter.context :])
         opening = self.tokenizer.opening
         return tail[len(opening) :] if tail[: len(opening)] == opening else tail
-
-    async def _halting_ids(self, delimiter: str) -> list[int]:
-        """Tokens that end a step on their own, found once for each delimiter, off the loop."""
-        if not delimiter:
-            return []
-        if delimiter not in self._halting:
-            work = asyncio.to_thread(self.tokenizer.containing, delimiter)
-            self._halting[delimiter] = asyncio.create_task(work)
-        return await asyncio.shield(self._halting[delimiter])
