@@ -3,6 +3,7 @@ engines in its process, as it is shipped."""
 
 from __future__ import annotations
 
+import json
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, create_subprocess_exec
 from collections.abc import AsyncIterator
@@ -76,7 +77,7 @@ async def over_http(job: Job) -> AsyncIterator[Solver]:
 
 @asynccontextmanager
 async def as_server(job: Job) -> AsyncIterator[Solver]:
-    changes = [f"{key}={value}" for key, value in remote(job).items()]
+    changes = [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in remote(job).items()]
     process = await create_subprocess_exec(
         *(sys.executable, "-m", "server", "serve", "--config", str(REMOTE)),
         *("--set=server.host=127.0.0.1", "--set=server.port=0"),

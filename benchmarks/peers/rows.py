@@ -29,7 +29,7 @@ class Rival:
     alone: float | None = None  # one puzzle at a time
 
 
-OURS = ("best_of_n", "beam", "mcts")
+OURS = ("best_of_n", "beam", "particles", "mcts")
 SYSTEMS = (
     System("ours, HTTP", "ours_worker", OURS, ("http",)),
     System("ours, server", "ours_worker", ("best_of_n", "mcts"), ("server",)),
