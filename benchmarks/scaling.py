@@ -11,16 +11,17 @@ over seeds. `gated` rows have the rules of the game as a verifier (`verify`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
 from benchmarks.common import FOLDER, Report, options
 from benchmarks.puzzles import Puzzle, held_out, messages, ranked
+from benchmarks.replay import replaying, tape
 from benchmarks.search import correct
 from benchmarks.stack import reference
 from server.reward.verifiers import Countdown
@@ -38,7 +39,7 @@ from server.search import (
 )
 from server.service import Service
 
-AT_ONCE = 16  # puzzles
+AT_ONCE = 32  # puzzles
 SEEDS = 3
 SIZES = (1, 4, 16, 64)  # answers, of about 60 tokens each
 Grow = Callable[[int], Strategy]
@@ -58,6 +59,25 @@ STRATEGIES: Mapping[str, Grow] = {
 GATED = ("vote, weighted", "mcts", "auto")
 
 
+class Line(NamedTuple):
+    """One strategy, as its budget grows."""
+
+    name: str
+    grow: Grow
+    gated: bool
+
+    @property
+    def title(self) -> str:
+        return self.name + (", gated" if self.gated else "")
+
+
+LINES = [
+    *(Line(name, grow, False) for name, grow in STRATEGIES.items()),
+    *(Line(name, STRATEGIES[name], True) for name in GATED),
+]
+Runs = dict[tuple[str, int], dict[str, float]]  # by line and size
+
+
 async def solve(
     service: Service, strategy: Strategy, puzzle: Puzzle, seed: int, gated: bool
 ) -> dict[str, float]:
@@ -68,35 +88,51 @@ async def solve(
         verify=Countdown() if gated else None,
     )
     outcome = await service.reason(ask)
-    usage = outcome.usage
+    # The PRM reads each scored step once, and its step token (its verdicts are remembered between
+    # the strategies, so its own count would be too low).
+    read = sum(len(n.token_ids) + 1 for n in outcome.trace.nodes if n.prm_raw is not None)
     return {
         "right": float(correct(puzzle, outcome.answers[0].final or "")),
-        "policy": usage.policy,
-        "scorer": usage.scorer_computed,
+        "policy": outcome.usage.policy,
+        "scorer": read,
     }
 
 
-async def row(
-    service: Service,
-    name: str,
-    size: int,
-    puzzles: list[Puzzle],
-    gated: bool,
-    advance: Callable[[], None],
-) -> dict[str, Any]:
+async def runs_of(
+    service: Service, puzzle: Puzzle, seed: int, sizes: Sequence[int], advance: Callable[[], None]
+) -> Runs:
+    """Everything of one puzzle and seed; what strategies have in common is sampled once."""
+    runs: Runs = {}
+    with tape():
+        for line in LINES:
+            for size in sizes:
+                runs[line.title, size] = await solve(
+                    service, line.grow(size), puzzle, seed, line.gated
+                )
+                advance()
+    return runs
+
+
+async def table_of(
+    service: Service, puzzles: list[Puzzle], sizes: Sequence[int], advance: Callable[[], None]
+) -> list[dict[str, Any]]:
     slots = asyncio.Semaphore(AT_ONCE)
 
-    async def one(puzzle: Puzzle, seed: int) -> dict[str, float]:
+    async def one(puzzle: Puzzle, seed: int) -> Runs:
         async with slots:
-            found = await solve(service, STRATEGIES[name](size), puzzle, seed, gated)
-        advance()
-        return found
+            return await runs_of(service, puzzle, seed, sizes, advance)
 
     runs = await asyncio.gather(*(one(p, seed) for p in puzzles for seed in range(SEEDS)))
-    rights = [mean(r["right"] for r in runs[i : i + SEEDS]) for i in range(0, len(runs), SEEDS)]
-    policy, scorer = mean(r["policy"] for r in runs), mean(r["scorer"] for r in runs)
+    return [summary(line.title, size, runs) for line in LINES for size in sizes]
+
+
+def summary(title: str, size: int, runs: Sequence[Runs]) -> dict[str, Any]:
+    """`runs` has the seeds of a puzzle next to each other."""
+    found = [run[title, size] for run in runs]
+    rights = [mean(r["right"] for r in found[i : i + SEEDS]) for i in range(0, len(found), SEEDS)]
+    policy, scorer = mean(r["policy"] for r in found), mean(r["scorer"] for r in found)
     return {
-        "strategy": name + (", gated" if gated else ""),
+        "strategy": title,
         "size": size,
         "accuracy": mean(rights),
         "standard_error": stdev(rights) / len(rights) ** 0.5,
@@ -158,17 +194,12 @@ async def main() -> None:
     sizes: tuple[int, ...] = SIZES
     if chosen.quick:
         sets, sizes = {title: p[:16] for title, p in sets.items()}, SIZES[:3]
-    runs = [(name, False) for name in STRATEGIES] + [(name, True) for name in GATED]
-    total = sum(map(len, sets.values())) * len(sizes) * len(runs) * SEEDS
+    total = sum(map(len, sets.values())) * len(sizes) * len(LINES) * SEEDS
     report = Report("scaling", quick=chosen.quick, seeds=SEEDS, sizes=sizes)
-    async with reference() as service:
+    async with reference(**{"limits.searches": AT_ONCE}) as service:
         with report.progress(total) as advance:
             tables = {
-                title: [
-                    await row(service, name, size, puzzles, gated, advance)
-                    for name, gated in runs
-                    for size in sizes
-                ]
+                title: await table_of(replaying(service), puzzles, sizes, advance)
                 for title, puzzles in sets.items()
             }
     for title, rows in tables.items():

@@ -16,9 +16,11 @@ from rich.text import Text
 from rich.tree import Tree
 
 from server import asking
+from server.traces.tree import decided
 
 Events = AsyncIterator[tuple[str, dict[str, Any]]]
 Key = tuple[int, ...]
+LATEST = 3  # decisions on the screen
 
 
 @dataclass(slots=True)
@@ -38,6 +40,7 @@ class View:
 
     question: str
     branches: dict[Key, Branch] = field(default_factory=dict)
+    decisions: list[str] = field(default_factory=list)
     tokens: int = 0  # of the policy, as far as the steps tell
     answer: dict[str, Any] | None = None
     usage: dict[str, Any] = field(default_factory=dict)
@@ -53,6 +56,8 @@ class View:
         elif name == "prune":
             if branch := self.branches.get(tuple(data["key"])):
                 branch.pruned = True
+        elif name == "decision":
+            self.decisions.append(decided(data))
         elif name == "answer":
             self.answer = self.answer or data  # the chosen one comes first
         elif name == "usage":
@@ -131,7 +136,9 @@ async def show(events: Events, question: str, console: Console) -> View:
 
 
 def _draw(view: View, console: Console) -> RenderableType:
-    return Group(view.tree(lines=console.height - 12), view.status())
+    decisions = Text("\n".join(view.decisions[-LATEST:]), "dim", no_wrap=True, overflow="ellipsis")
+    lines = console.height - 12 - min(LATEST, len(view.decisions))
+    return Group(view.tree(lines), decisions, view.status())
 
 
 def plain(name: str, data: dict[str, Any], view: View) -> str | None:
@@ -147,12 +154,6 @@ def plain(name: str, data: dict[str, Any], view: View) -> str | None:
     text = data["text"].strip() if branch is None else branch.text
     number = "" if score is None else f"{score:.3f}"
     return f"{name:5}  {number:5}  {'.'.join(map(str, data['key'])):<12}  {text}"
-
-
-def decided(facts: Mapping[str, Any]) -> str:
-    """A decision as a line."""
-    said = [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in facts.items()]
-    return "  ".join([f"{'decision':11}", *said])
 
 
 def result(view: View) -> RenderableType:

@@ -73,6 +73,23 @@ def test_show_marks_the_chosen_path(folder: Path) -> None:
     assert "answer: 24  (stop)" in result.stdout
 
 
+def test_show_tells_how_it_came_about(tmp_path: Path) -> None:
+    nodes = (
+        make_node(0, None),
+        make_node(1, 0, text="given", behaviour="problem_analysis", aside=True),
+        make_node(2, 1, text="24", behaviour="self_correction", fresh=True, outcome=1.0),
+    )
+    decisions = ({"decision": "search", "strategy": {"kind": "vote"}, "reason": "hard"},)
+    verified = {"verify": {"kind": "countdown"}, "outcome": 1.0}
+    write_segment(tmp_path, [make_trace("x", nodes=nodes, decisions=decisions, **verified)])
+    shown = run("show", "x", "--folder", tmp_path).stdout
+    assert "mcts (simulations 8), reward prm, verify countdown: " in shown
+    assert 'decision=search  strategy={"kind": "vote"}  reason=hard' in shown
+    assert "given  [problem_analysis]  [aside]  score 0.500" in shown
+    assert "24  [self_correction]  [new answer]  score 0.500  outcome 1" in shown
+    assert "answer: 24  (stop, outcome 1)" in shown
+
+
 def test_show_json(folder: Path) -> None:
     result = run("show", "old", "--folder", folder, "--json")
     assert decode(result.stdout_bytes, "stdout") == OLD

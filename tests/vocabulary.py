@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,30 +25,48 @@ BYTES = [f"<0x{i:02X}>" for i in range(256)]
 TAG = "ки"  # Math-Shepherd's: a token of its own, and none with the space before it
 
 
-def tiny_tokenizer(folder: Path, kind: str, *, template: str = TEMPLATE) -> PreTrainedTokenizerFast:
-    """Trained on a few sentences and saved in `folder`; `kind` is byte-level or sentencepiece."""
+def tiny_tokenizer(
+    folder: Path,
+    kind: str,
+    *,
+    template: str = TEMPLATE,
+    corpus: Sequence[str] = CORPUS,
+    control: Sequence[str] = (),
+    visible: Sequence[str] = (),
+    joined: Sequence[str] = (),
+    end: str = "</s>",
+) -> PreTrainedTokenizerFast:
+    """Trained on a few sentences and saved in `folder`; `kind` is byte-level or sentencepiece.
+
+    `control` are further control tokens, of which `end` may be one: what ends a reply. `visible`
+    are added tokens that have a text, as `</think>` has; `joined` pairs of characters that are one
+    token.
+    """
     byte_level = kind == "byte-level"
+    specials = [*SPECIALS, *control]
     backend = _byte_level() if byte_level else _sentencepiece()
     trainer = trainers.BpeTrainer(
         vocab_size=700,
-        special_tokens=SPECIALS + ([] if byte_level else BYTES),
+        special_tokens=specials + ([] if byte_level else BYTES),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet() if byte_level else [],
         show_progress=False,
     )
-    backend.train_from_iterator(CORPUS * 9, trainer)
+    backend.train_from_iterator([*corpus] * 9, trainer)
     data = json.loads(backend.to_str())
     # Byte tokens are ordinary ones in a real tokenizer; the trainer only knows special ones.
-    data["added_tokens"] = [t for t in data["added_tokens"] if t["content"] in SPECIALS]
+    data["added_tokens"] = [t for t in data["added_tokens"] if t["content"] in specials]
     letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    left, right = (letters.pre_tokenize_str(c)[0][0] if byte_level else c for c in TAG)
-    _merge(data["model"], left, right)
+    for pair in (TAG, *joined):
+        left, right = (letters.pre_tokenize_str(c)[0][0] if byte_level else c for c in pair)
+        _merge(data["model"], left, right)
     hf = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(data)),
         bos_token="<s>",
-        eos_token="</s>",
+        eos_token=end,
         unk_token="<unk>",
         chat_template=template,
     )
+    hf.add_tokens(list(visible))
     hf.save_pretrained(folder)
     return hf
 

@@ -26,8 +26,13 @@ ARGUMENTS = {
     "logprobs_mode": "processed_logprobs",
     "scheduling_policy": "priority",
 }
-# On a GPU vLLM schedules ahead of the device with another class, and tokens are dearer.
-CPU_ARGUMENTS = {"scheduler_cls": LeanScheduler}
+CPU_ARGUMENTS = {
+    # On a GPU vLLM schedules ahead of the device with another class, and tokens are dearer.
+    "scheduler_cls": LeanScheduler,
+    # A prompt read in parts draws a token too many, and vLLM then turns the request's generator
+    # back, which one on a CPU cannot: the engine would die of a seed.
+    "enable_chunked_prefill": False,
+}
 AUTOMATA = 256  # delimiter and stop-string sets remembered
 
 

@@ -15,13 +15,10 @@ import pytest
 import torch
 from transformers import (
     GraniteConfig,
-    LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
     LlamaForTokenClassification,
-    MistralConfig,
     MistralForCausalLM,
-    PreTrainedTokenizerFast,
 )
 
 from server.config import HttpSettings, OrmSettings, VllmSettings
@@ -35,9 +32,9 @@ from server.reward.remote import HttpOrm, HttpPrm
 from server.types import Node, Scorer, Stop
 from tests.fakes import FakeEngine
 from tests.integration.servers import metric, vllm_server
+from tests.integration.small import SHAPE, Ids, Small
 from tests.rewarding import grow, prompt_of
 from tests.test_reward_layout import RLHFLOW, SHEPHERD, SKYWORK
-from tests.vocabulary import tiny_tokenizer
 
 pytestmark = pytest.mark.vllm
 BLOCK = 32  # tokens of the prefix cache's unit
@@ -46,55 +43,6 @@ STEPS = [f"Step {n}: Janet eats {n} of {16 * n} eggs. So {15 * n} are left." for
 PROMPT = prompt_of(QUESTION)  # by another tokenizer than any model's here
 POLICY = Profile(name="policy", delimiter="\n\n")
 EXACT = 1e-5
-SHAPE = {
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 1024,
-    "initializer_range": 0.2,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-Ids = list[int]
-
-
-class Small:
-    """A random checkpoint, as transformers reads it."""
-
-    def __init__(self, folder: Path, architecture: Any, kind: str = "byte-level", labels: int = 1):
-        torch.manual_seed(labels)
-        self.folder = folder
-        self.hf: PreTrainedTokenizerFast = tiny_tokenizer(folder, kind)
-        config = MistralConfig if architecture is MistralForCausalLM else LlamaConfig
-        shape = SHAPE | {"vocab_size": len(self.hf), "num_labels": labels}
-        self.model = architecture(config(**shape, tie_word_embeddings=False)).eval()
-        self.model.save_pretrained(folder)
-
-    @property
-    def settings(self) -> VllmSettings:
-        return VllmSettings(model=str(self.folder), dtype="float32", kv_cache_bytes=1 << 26)
-
-    def encode(self, text: str) -> Ids:
-        ids: Ids = self.hf.encode(text, add_special_tokens=False)
-        return ids
-
-    def chat(self, *messages: tuple[str, str], reply: bool = True) -> Ids:
-        chat: list[dict[str, str]] = [{"role": role, "content": text} for role, text in messages]
-        ids: Ids = self.hf.apply_chat_template(chat, add_generation_prompt=reply)["input_ids"]
-        return ids
-
-    @torch.inference_mode()
-    def logits(self, ids: Ids) -> torch.Tensor:
-        """Of each token, or of the last one for a sequence classifier."""
-        logits: torch.Tensor = self.model(torch.tensor([ids])).logits[0]
-        return logits
-
-    def share(self, ids: Ids, bad: str, good: str) -> float:
-        """Of the good label as the token after `ids`."""
-        pair = [self.encode(f"a{label}")[-1] for label in (bad, good)]
-        return float(torch.softmax(self.logits(ids)[-1, pair], 0)[1])
 
 
 @asynccontextmanager

@@ -151,3 +151,12 @@ async def test_death_and_return() -> None:
         assert engine._llm.restarts == 1
     finally:
         await engine.close()
+
+
+async def test_many_long_seeded_prompts_at_once(policy_engine: VllmEngine) -> None:
+    """More tokens than one engine step reads: a seeded prompt read in parts ended vLLM's CPU
+    worker ("CPU Generator does not use offset")."""
+    prompts = [tuple(5 + (i * 7 + k * k) % 50 for k in range(400)) for i in range(40)]
+    sources = [ask(policy_engine, ids, seed=1, max_tokens=2) for ids in prompts]
+    answers = await asyncio.gather(*map(collect, sources))
+    assert all(len(ids_of(steps)) == 2 for steps in answers)
