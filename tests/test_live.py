@@ -88,6 +88,15 @@ async def test_a_terminal_gets_the_tree() -> None:
     assert "3 steps, 1 finished, 3 scored, 30 tokens" in drawn
 
 
+async def test_a_terminal_gets_the_latest_decisions() -> None:
+    screen = console(terminal=True)
+    decisions = [("decision", {"decision": "search", "reason": f"r{i}"}) for i in range(4)]
+    await show(told([*decisions, *EVENTS]), "Make 24.", screen)
+    last = printed(screen)[-1500:]
+    assert all(f"reason=r{i}" in last for i in (1, 2, 3))
+    assert "reason=r0" not in last
+
+
 async def test_an_error_is_the_result() -> None:
     screen = console(terminal=False)
     error = ("error", {"error": {"message": "the policy failed"}})
