@@ -145,6 +145,29 @@ def test_any_strategy_takes_behaviours(strategy: type[Beam] | type[BestOfN]) -> 
     assert deeper == ({"self_correction"} if strategy is Beam else set())
 
 
+@pytest.mark.parametrize("first", [Behaviour.SELF_CORRECTION, Behaviour.PROBLEM_ANALYSIS])
+def test_what_is_looked_at_is_the_same_answer_written_on(first: Behaviour) -> None:
+    """And its step is a part of that, so that it has a verdict."""
+    strategy = Beam(width=2, branch=2, lookahead=2, behaviours=(first, "continue"))
+    ran = searched(strategy, operators=OPERATORS, engine=FakeEngine(p_end=0.15))
+    greedy = [n for n in ran.search.nodes if n.greedy]
+    assert greedy
+    for node in greedy:
+        assert node.parent is not None
+        assert node.path()[:-1] == node.parent.path()
+        assert node.behaviour in (node.parent.behaviour, "task_completion")
+    assert all(n.raw is not None for n in ran.search.nodes[1:])
+
+
+def test_what_is_finished_in_the_end_is_the_best_open_path() -> None:
+    budget = {"tokens": 400, "reserve": 300}
+    strategy = Beam(width=1, branch=2, behaviours=(Behaviour.SELF_CORRECTION, "continue"))
+    ran = searched(strategy, operators=OPERATORS, engine=FakeEngine(p_end=0.01), budget=budget)
+    leaf = ran.search.nodes[-1]
+    assert leaf.finished and leaf.score is None
+    assert any(node.score is not None for node in leaf.path())
+
+
 @pytest.mark.parametrize("reflect", [False, True])
 def test_chains_of_revisions(reflect: bool) -> None:
     ran = searched(Revise(chains=3, revisions=2, reflect=reflect), operators=OPERATORS)

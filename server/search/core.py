@@ -199,13 +199,15 @@ class Search:
 
     def _operator(self, node: Node, ordinal: int) -> Operator:
         """How the child so numbered goes on, where the strategy does not say."""
-        if node.step is not None and node.step.stop is Stop.END:
-            return self.operators[Behaviour.TASK_COMPLETION]
-        if not self._actions:
-            return Operator()
+        if _turn_is_over(node) or not self._actions:
+            return self._plain(node)
         action = self._actions[ordinal % len(self._actions)]
         # Before the first word there is nothing to do anew.
         return Operator() if action.fresh and node.step is None else action
+
+    def _plain(self, node: Node) -> Operator:
+        """How the answer that `node` belongs to is simply written on."""
+        return self.operators[Behaviour.TASK_COMPLETION] if _turn_is_over(node) else Operator()
 
     def expand(self, parent: Node, n: int, **how: Any) -> Arrivals:
         """`n` grows of `parent` at once: `async for child in search.expand(node, 4)`."""
@@ -297,7 +299,8 @@ class Search:
         at = node
         with suppress(BudgetSpent):
             while at.depth < node.depth + steps and not at.finished:
-                at = await self._write(at, Stop.STEP, False, None, None, greedy=True)
+                plain = self._plain(at)
+                at = await self._write(at, Stop.STEP, False, plain, None, greedy=True)
                 await self.prune(at)
                 await self._rule(at)
         return at
@@ -350,7 +353,7 @@ class Search:
         leaves = (n for n in self.nodes if not n.finished and not n.children)
         leaf = max(leaves, key=lambda n: (not n.pruned, n.value, n.depth), default=None)
         if leaf is not None:
-            await self.grow(leaf, until=Stop.END, score=False)
+            await self.grow(leaf, until=Stop.END, score=False, operator=self._plain(leaf))
 
 
 async def run_search(strategy: Runs, search: Search, *, finishing: float = 0.2) -> None:
@@ -382,6 +385,10 @@ async def run_search(strategy: Runs, search: Search, *, finishing: float = 0.2) 
 def _next_ordinal(parent: Node) -> int:
     parent.asked += 1
     return parent.asked - 1
+
+
+def _turn_is_over(node: Node) -> bool:
+    return node.step is not None and node.step.stop is Stop.END
 
 
 def _twin(parent: Node, step: Step, begin: Opening) -> Node | None:
