@@ -178,6 +178,15 @@ class Node:
         return self.score if self.score is not None else float("-inf")
 
     @property
+    def refuted(self) -> bool:
+        """A verifier found fault with the answer that ends here."""
+        return self.outcome is not None and self.outcome < 1
+
+    def convinces(self, least: float) -> bool:
+        """Whether an answer ends here that is worth at least `least` and is not refuted."""
+        return self.finished and self.value >= least and not self.refuted
+
+    @property
     def status(self) -> Status:
         if self.finished:
             assert self.step is not None
@@ -238,6 +247,11 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Plain text; a control token's name in it stays text."""
+        ...
+
+    def say(self, text: str) -> tuple[int, ...]:
+        """As the policy itself would write it: what is one token and still text, such as
+        `</think>`, is that token; a control token's name stays text."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -20,6 +20,7 @@ from server.search.auto import Level
 from server.types import Message, Node, Prompt, Score
 from tests.fakes import EOS, FakeEngine, FakeScorer
 from tests.searching import Ran, searched
+from tests.test_operators import Tells
 
 ANSWER = AnswerProfile(pattern=r"Answer: (\d+)")
 
@@ -74,6 +75,13 @@ def test_samples_that_agree_end_the_probe() -> None:
 
 def test_agreement_on_what_scores_low_does_not() -> None:
     ran = tried(Auto(), engine=OneMind(), scorer=Flat(0.1))
+    assert kinds(ran)[:2] == ["probe", "mcts"]
+
+
+def test_answers_that_are_wrong_make_it_hard() -> None:
+    ran = tried(Auto(stop_at=0.5), engine=OneMind(), scorer=Flat(0.6), judge=Tells("never"))
+    probe = ran.search.decisions[0]
+    assert (probe["answers"], probe["best_score"], probe["difficulty"]) == (4, None, 1.0)
     assert kinds(ran)[:2] == ["probe", "mcts"]
 
 

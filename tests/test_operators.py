@@ -208,6 +208,21 @@ def test_the_conversation_must_fit() -> None:
     assert ran.search.answered
 
 
+@pytest.mark.parametrize(
+    ("strategy", "answers"),
+    [
+        (Revise(chains=2, revisions=3, stop_at=0.01), 8),
+        (BestOfN(n=12, stop_at=0.01), 12),
+        (BestOfN(n=12, stop_at=0.01, reject=0.05), 12),
+    ],
+)
+def test_a_score_that_a_verdict_contradicts_ends_nothing(strategy: Any, answers: int) -> None:
+    liked = searched(strategy, operators=OPERATORS)
+    judged = searched(strategy, operators=OPERATORS, judge=Tells("never"))
+    assert len([n for n in liked.search.nodes if n.ended]) < answers
+    assert len([n for n in judged.search.nodes if n.ended]) == answers
+
+
 class Tells:
     """Judges by the answer's text."""
 

@@ -16,6 +16,7 @@ from server.search.stopping import Adaptive, Ballot, DeepConf, Esc, lead, share
 from tests.fakes import EOS, FakeEngine
 from tests.oracles import voting
 from tests.searching import Ran, searched
+from tests.test_operators import Tells
 from tests.test_oracles import P_END, SEEDS, engine, steps_of
 
 ANSWER = AnswerProfile(pattern=r"Answer: (\d+)")
@@ -137,6 +138,8 @@ def test_books_balance(rule: Any, seed: int, tokens: int, choose: Any) -> None:
 
 
 def test_a_decided_vote_leaves_the_rest_unsampled() -> None:
+    """Votes for what a verifier found wrong decide nothing."""
+
     class OneMind(FakeEngine):
         def stream(self, *args: Any, **how: Any) -> Any:
             stream = super().stream(*args, **how)
@@ -146,6 +149,8 @@ def test_a_decided_vote_leaves_the_rest_unsampled() -> None:
     for rule, n in [(Esc(window=3), 3), (Adaptive(parallel=1), 4), (DeepConf(warmup=5), 5)]:
         ran = voted(Vote(n=N, stop=rule), 0, engine=OneMind())
         assert taken(ran) == n
+        ran = voted(Vote(n=N, stop=rule), 0, engine=OneMind(), judge=Tells("never"))
+        assert taken(ran) == N
 
 
 def test_an_engine_without_alternatives_is_named() -> None:

@@ -65,7 +65,7 @@ class BestOfN(BaseStrategy):
         if self.reject:
             return Race(search, self).start()
         async for answer in search.expand(search.root, self.n, until=Stop.END):
-            if answer.value >= self.stop_at:
+            if answer.convinces(self.stop_at):
                 return search.stop()
 
     def worst_case(self, answer: int, step: int) -> int:
@@ -105,7 +105,7 @@ class Race:
             self.alive = [r for r in self.alive if r is not runner]
         else:
             runner.final = end.rank
-            if end.value >= self.strategy.stop_at:
+            if end.convinces(self.strategy.stop_at):
                 return self.search.stop()
         await self._decide()
 

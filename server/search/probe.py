@@ -20,7 +20,7 @@ from server.types import Node
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """Of the answers that a search has by now."""
+    """Of the answers that a search has by now. One that a verifier refuted speaks for nothing."""
 
     answers: int
     tokens_per_answer: float
@@ -37,7 +37,8 @@ class Seen:
 
 def seen(search: Search) -> Seen:
     finished = [node for node in search.nodes if node.finished]
-    ballots = [Ballot(search.key(n) if n.ended else None, _worth(n)) for n in finished]
+    standing = [node for node in finished if not node.refuted]
+    ballots = [Ballot(search.key(n) if n.ended else None, _worth(n)) for n in standing]
     votes, worth = _sums(ballots)
     n = len(finished)
     return Seen(
@@ -45,7 +46,7 @@ def seen(search: Search) -> Seen:
         tokens_per_answer=fmean(node.tokens() for node in finished) if n else 0.0,
         agreement=max(votes.values(), default=0) / n if n else 0.0,
         lead=lead(ballots),
-        best_score=max((n.score for n in finished if n.score is not None), default=None),
+        best_score=max((n.score for n in standing if n.score is not None), default=None),
         difficulty=1 - max(worth.values(), default=0.0) / n if n else 1.0,
     )
 

@@ -3,8 +3,8 @@
 k chains of m revisions each, side by side (Snell et al. 2024, arXiv:2408.03314, section 6). With
 `reflect` the policy first says what is wrong with its answer (internal feedback: Self-Refine,
 Madaan et al. 2023, arXiv:2303.17651, section 2; Reflexion, Shinn et al. 2023, arXiv:2303.11366,
-whose memory is the chat). A chain ends when the scorer likes its answer, and the search when a
-judge finds one right (external feedback).
+whose memory is the chat). A chain ends when the scorer likes its answer, unless a judge finds that
+wrong, and the search when a judge finds one right (external feedback).
 
 Budget forcing (s1, Muennighoff et al. 2025, arXiv:2501.19393, section 3.1): with `by: wait` a
 revision takes the answer's end back and goes on after `wait`, and `think` calls for the answer
@@ -50,7 +50,7 @@ class Revise(BaseStrategy):
     async def _chain(self, search: Search) -> None:
         answer = await self._write(search, search.root, None)
         for _ in range(self.revisions):
-            if not answer.ended or answer.value >= self.stop_at:
+            if not answer.ended or answer.convinces(self.stop_at):
                 return
             answer = await self._revise(search, answer)
 

@@ -22,7 +22,7 @@ from server.types import Node
 
 @dataclass(frozen=True, slots=True)
 class Ballot:
-    """A sampled answer's vote; no key: it was not recognised, or the answer has no end."""
+    """A sampled answer's vote; no key: it was not recognised, has no end, or was refuted."""
 
     key: str | None
     weight: float = 1.0

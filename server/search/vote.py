@@ -84,7 +84,7 @@ class Poll:
             self.floor = self.rule.floor(self.landed)
 
     def _ballot(self, node: Node) -> Ballot:
-        if not node.ended:
+        if not node.ended or node.refuted:
             return Ballot(None)
         weight = node.score or 0.0 if self.vote.choose == "weighted" else 1.0
         return Ballot(self.search.key(node), weight)
