@@ -1,8 +1,8 @@
 """Particle filtering over steps: paths are drawn in proportion to their weight, not picked.
 
-Puri et al. 2025 (arXiv:2502.01618), section 3 and algorithm 1: n particles take a step each, the
-PRM weighs them, and n are drawn from a softmax over the log-odds of its verdicts, so that a
-verdict r has the weight r / (1 - r). A particle drawn k times goes on in k ways; finished ones
+Puri et al. 2025 (arXiv:2502.01618): n particles take a step each, the PRM weighs them, and n are
+drawn from a softmax over the log-odds of its verdicts, so that a verdict r has the weight
+r / (1 - r). A particle drawn k times goes on in k ways; finished ones
 keep their weight and may be drawn too, so good answers end the search early. `threshold` draws
 only when the effective sample size has fallen that far; until then weights multiply.
 
@@ -38,10 +38,10 @@ class Particles(BaseStrategy):
         1.0,
         ge=0,
         le=1,
-        description="effective sample size, as a share of n, that has particles drawn anew; "
-        "1: at every step, 0: never",
+        description="in lockstep: effective sample size, as a share of n, that has particles "
+        "drawn anew; 1: at every step, 0: never",
     )
-    resampling: Resampling = "multinomial"
+    resampling: Resampling = Field("multinomial", description="in lockstep: how they are drawn")
     lockstep: bool = Field(
         True, description="a generation is drawn when all of it has landed; no: a cascade"
     )

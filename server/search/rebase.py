@@ -1,6 +1,6 @@
 """REBASE, reward-balanced search: better nodes get more children, none gets all.
 
-Wu et al. 2024 (arXiv:2408.00724), section 3.2: the root has n children; at each depth the
+Wu et al. 2024 (arXiv:2408.00724): the root has n children; at each depth the
 finished nodes take their place out of the budget, and the rest of it is divided among the open
 ones by a softmax over their scores. Their rule rounds; as in their code, the best node comes
 first and each gets its share of what is left, rounded up, so that the children add up to the
