@@ -123,8 +123,16 @@ class Preparer:
     def _fitted(self, strategy: Strategy) -> Strategy:
         """The strategy with what the caller left open taken from the profile."""
         if (default := self._defaults.get(strategy.kind)) is not None:
-            given = {name: getattr(strategy, name) for name in strategy.model_fields_set}
-            strategy = default.model_copy(update=given)
+            try:
+                strategy = type(strategy).model_validate(set_in(default) | set_in(strategy))
+            except ValidationError as error:
+                message = error.errors()[0]["msg"].removeprefix("Value error, ")
+                own = ", ".join(f"{k}: {v}" for k, v in set_in(default).items() if k != "kind")
+                raise BadRequest(
+                    f"{strategy.kind} does not fit this server's profile, which has {own}: "
+                    f"{message}",
+                    param="strategy",
+                ) from None
         return strategy.fitted(self._fitted)
 
     def _max_tokens(self, prompt: Prompt, context: int, asked: int | None) -> int:
@@ -180,6 +188,11 @@ class Preparer:
             calls=asked.calls or limits.calls,
             concurrency=asked.concurrency or limits.concurrency,
         )
+
+
+def set_in(strategy: Strategy) -> dict[str, Any]:
+    """The fields that were given, not left open."""
+    return {name: getattr(strategy, name) for name in strategy.model_fields_set}
 
 
 def strategies(profile: Profile) -> dict[str, Strategy]:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from server.search import BestOfN
 from server.search.events import PruneEvent
@@ -110,6 +111,11 @@ def test_books_balance_under_any_budget(
     assert search.budget.spent == ran.engine.generated == search.writer.ledger.generated
     assert search.kept <= search.budget.spent <= tokens
     assert not any(n.pruned and n.finished for n in search.nodes)
+
+
+def test_decisions_need_a_share_to_give_up() -> None:
+    with pytest.raises(ValidationError, match="reject_every needs reject"):
+        BestOfN(reject_every=2)
 
 
 def test_without_rejection_it_is_best_of_n() -> None:

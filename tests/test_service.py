@@ -9,19 +9,20 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from server.ask import Ask, BudgetSpec, strategies
+from server.ask import Ask, BudgetSpec, Preparer, strategies
 from server.config import HttpSettings, Limits, Settings
 from server.errors import BadRequest, EngineError, NoAnswer, Overloaded, PonderError
 from server.profiles import shipped
 from server.reward import Confidence, Models, Prm
 from server.reward.verifiers import Countdown
-from server.search import MCTS, Beam, BestOfN, Vote
+from server.search import MCTS, Beam, BestOfN, Revise, Vote
 from server.service import Service
 from server.traces.schema import Trace
 from server.types import Message
 from tests.fakes import FakeEngine
 from tests.virtual import run
 
+WARMED_UP = {"kind": "deepconf", "warmup": 8}
 ASKED = [Message("user", "Use 4 9 10 13 to make 24.")]
 
 
@@ -245,6 +246,21 @@ def test_what_the_caller_leaves_open_comes_from_the_profile() -> None:
     assert (fitted.c, fitted.choose, fitted.simulations) == (own["c"], own["choose"], 32)
     assert (given.c, given.choose, given.simulations) == (1.0, own["choose"], 7)
     assert other == BestOfN(n=3)
+
+
+def test_what_contradicts_the_profile_is_told() -> None:
+    search = {"revise": {"by": "wait"}, "mcts": {"futile": 0.1}, "vote": {"stop": WARMED_UP}}
+    profile = shipped()["default"].model_copy(update={"search": search})
+    preparer = Preparer(Limits(), Models(FakeEngine(), profile))
+    for strategy, named in [
+        (Revise(reflect=True), "by: wait: reflect needs by turn"),
+        (MCTS(granularity="solution"), "futile: 0.1: futile needs granularity step"),
+        (Vote(n=4), "warmup must be at most n, which is 4"),
+    ]:
+        with pytest.raises(BadRequest, match=named) as caught:
+            preparer.prepare(messages=ASKED, strategy=strategy)
+        assert caught.value.param == "strategy"
+    assert preparer.prepare(messages=ASKED, strategy=Revise(by="turn", reflect=True))
 
 
 def test_a_profile_with_parameters_that_no_strategy_has_is_refused() -> None:

@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from server.budget import BudgetSpent
 from server.search.answers import Choice
@@ -60,6 +60,12 @@ class BestOfN(BaseStrategy):
     )
     reject_every: int = Field(1, ge=1, description="steps from one decision to the next")
     choose: Choice = "best"
+
+    @model_validator(mode="after")
+    def _decides_something(self) -> Self:
+        if self.reject_every > 1 and not self.reject:
+            raise ValueError("reject_every needs reject, the share given up at each decision")
+        return self
 
     async def run(self, search: Search) -> None:
         if self.reject:

@@ -13,9 +13,9 @@ once so many tokens have been written.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from server.search.answers import Choice
 from server.search.core import Search
@@ -32,16 +32,24 @@ class Revise(BaseStrategy):
         "turn", description="turn: the user asks for it; wait: the policy is made to go on"
     )
     reflect: bool = Field(False, description="the policy first says what is wrong")
-    history: Literal["all", "last"] = Field("all", description="earlier attempts that it is shown")
+    history: Literal["all", "last"] = Field(
+        "all", description="by turn: earlier attempts that it is shown"
+    )
     think: int | None = Field(
         None, ge=1, description="tokens of an answer after which its end is called for"
     )
-    wait: str = Field("Wait,", min_length=1, max_length=256, description="begins a forced revision")
+    wait: str = Field("Wait,", min_length=1, max_length=256, description="by wait: begins a revision")
     conclude: str = Field(
-        "\n\nFinal answer: ", min_length=1, max_length=256, description="calls for the end"
+        "\n\nFinal answer: ", min_length=1, max_length=256, description="under think: calls for the end"
     )
     stop_at: float = Field(1.0, gt=0, le=1, description="an answer scored this high is left alone")
     choose: Choice = "best"
+
+    @model_validator(mode="after")
+    def _reflects_in_a_turn(self) -> Self:
+        if self.reflect and self.by == "wait":
+            raise ValueError("reflect needs by turn: a forced revision stays in the same turn")
+        return self
 
     async def run(self, search: Search) -> None:
         for _ in range(self.chains):
