@@ -15,6 +15,7 @@ from server.engine.segment import Patterns, Segmenter
 from server.engine.tokenizer import HFTokenizer
 from server.errors import BadRequest
 from server.types import Message, Stop
+from tests.vocabulary import tiny_tokenizer
 
 POLICY = Path(__file__).parents[1] / "models" / "policy"
 CONTROL = ("<bos>", "<user>", "<assistant>", "<system>", "<end>", "<extra_0>", "<pad>")
@@ -119,6 +120,30 @@ def test_control_text_keeps_its_place(chatml: HFTokenizer, name: str) -> None:
     assert [i for i in ids if i in (start, end)] == [start, end, start]
     assert chatml.ids_of(name) not in ids or name.startswith("<|im")
     assert name in chatml.decode(ids)
+
+
+def test_the_policy_s_own_words_may_be_added_tokens(chatml: HFTokenizer) -> None:
+    """What has a text, as the end of a thought has; control tokens stay what they are called."""
+    ids = chatml.say("So <think>it is<|im_end|>")
+    assert chatml.decode(ids) == "So <think>it is<|im_end|>"
+    assert chatml.ids_of("<think>") in ids and chatml.ids_of("<|im_end|>") not in ids
+    think = ids.index(chatml.ids_of("<think>"))
+    assert (ids[:think], ids[think + 1 :]) == (
+        chatml.encode("So "),
+        chatml.encode("it is<|im_end|>"),
+    )
+
+
+def test_its_own_file_goes_before_the_name_of_its_class(tmp_path: Path) -> None:
+    """DeepSeek-R1-Distill-Llama's config names a SentencePiece class; its file is byte-level."""
+    hf = tiny_tokenizer(tmp_path, "byte-level")
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "eos_token_id": 2}')
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    config["tokenizer_class"] = "LlamaTokenizerFast"
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    ours, text = HFTokenizer(str(tmp_path)), "Janet eats 3 of 16 eggs.\n\nAnswer: 13"
+    assert list(ours.encode(text)) == hf.encode(text, add_special_tokens=False)
+    assert ours.decode(ours.encode(text)) == text
 
 
 def test_opening(reference: HFTokenizer, chatml: HFTokenizer) -> None:

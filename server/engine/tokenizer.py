@@ -11,10 +11,12 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from typing import Any
 
 from jinja2 import TemplateError
 from tokenizers import Tokenizer as Backend
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
+from transformers.utils import cached_file
 
 from server.engine.pieces import Pieces
 from server.errors import BadRequest
@@ -32,7 +34,7 @@ class HFTokenizer:
     """
 
     def __init__(self, path: str):
-        self._hf = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        self._hf = _loaded(path)
         backend = getattr(self._hf, "backend_tokenizer", None)
         if backend is None:
             raise BadRequest(f"{path!r} has no tokenizer.json", param="model")
@@ -47,6 +49,8 @@ class HFTokenizer:
         # The unknown token is no control token: it stands for text.
         self._reserved = frozenset(added) - {self._hf.unk_token_id}
         self._names = re.compile("|".join(map(re.escape, sorted(self._added, key=len)[::-1])))
+        # Added, but text to the policy: `</think>` and its like.
+        self._spoken = {text: i for text, i in self._added.items() if i not in self.control}
         self._pieces = Pieces(self._hf, self.control, data["decoder"])
         self.eos_ids = frozenset({self._hf.eos_token_id, *_eos_ids(path)} - {None})
         self.sha = hashlib.sha256(backend.to_str().encode()).hexdigest()
@@ -84,6 +88,15 @@ class HFTokenizer:
     def encode(self, text: str) -> tuple[int, ...]:
         """Plain text as it goes on after other text."""
         return self._encode(text, self._plain)
+
+    def say(self, text: str) -> tuple[int, ...]:
+        """`encode`, but for added tokens that are text to the policy, such as `</think>`."""
+        if not self._spoken:
+            return self.encode(text)
+        names = "|".join(map(re.escape, sorted(self._spoken, key=len)[::-1]))
+        parts = (part for part in re.split(f"({names})", text) if part)
+        ids = ((self._spoken[p],) if p in self._spoken else self.encode(p) for p in parts)
+        return tuple(i for part in ids for i in part)
 
     def document(self, text: str) -> tuple[int, ...]:
         """Plain text without a chat around it, after the token that texts begin with, if any."""
@@ -175,6 +188,15 @@ class HFTokenizer:
             yield self._with_control(skeleton[at:])
 
         return tuple(i for part in parts() for i in part)
+
+
+def _loaded(path: str) -> Any:
+    """As tokenizer.json says, where there is one. transformers 5 goes by the name of a class
+    before that: a DeepSeek-R1-Distill-Llama in a folder, whose config names LlamaTokenizerFast,
+    would lose its spaces (huggingface/transformers#45488)."""
+    if cached_file(path, "tokenizer.json", _raise_exceptions_for_missing_entries=False):
+        return PreTrainedTokenizerFast.from_pretrained(path)
+    return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
 
 
 def _eos_ids(path: str) -> Iterator[int]:

@@ -54,7 +54,7 @@ PLAIN = Opening(Operator())
 
 def opening(node: Node, operator: Operator, tokenizer: Tokenizer) -> Opening:
     """How `operator` lets the policy go on from `node`."""
-    said = tokenizer.encode(operator.say) if operator.say else ()
+    said = tokenizer.say(operator.say) if operator.say else ()
     over = node.step is not None and node.step.stop is Stop.END
     if operator.ask:
         messages = asked(conversation(node, forget=operator.forget), operator.ask)
