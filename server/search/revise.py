@@ -38,9 +38,14 @@ class Revise(BaseStrategy):
     think: int | None = Field(
         None, ge=1, description="tokens of an answer after which its end is called for"
     )
-    wait: str = Field("Wait,", min_length=1, max_length=256, description="by wait: begins a revision")
+    wait: str = Field(
+        "Wait,", min_length=1, max_length=256, description="by wait: begins a revision"
+    )
     conclude: str = Field(
-        "\n\nFinal answer: ", min_length=1, max_length=256, description="under think: calls for the end"
+        "\n\nFinal answer: ",
+        min_length=1,
+        max_length=256,
+        description="under think: calls for the end",
     )
     stop_at: float = Field(1.0, gt=0, le=1, description="an answer scored this high is left alone")
     choose: Choice = "best"
