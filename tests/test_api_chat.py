@@ -281,6 +281,20 @@ async def test_one_path_is_streamed_while_it_is_written(pattern: str | None) -> 
         assert "".join(d.get(name) or "" for d in deltas) == (whole[name] or "")
 
 
+@pytest.mark.parametrize(
+    "strategy", [{"lookahead": 2}, {"behaviours": ["self_correction"], "depth": 6}]
+)
+async def test_what_is_not_all_of_the_answer_is_not_streamed(strategy: dict[str, Any]) -> None:
+    search = {"strategy": {"kind": "beam", "width": 1, "branch": 1, **strategy}}
+    asked = body(model="fake", search=search)
+    async with client(world(engine=FakeEngine(pace=1e-4, p_end=0.01))) as http:
+        whole = (await http.post(CHAT, json=asked)).json()["choices"][0]["message"]
+        sent = events((await http.post(CHAT, json={**asked, "stream": True})).text)
+    choices = [c for _, f in sent[:-1] for c in f["choices"]]
+    for name in ("content", "reasoning_content"):
+        assert "".join(c["delta"].get(name) or "" for c in choices) == (whole[name] or "")
+
+
 async def test_what_auto_decided_is_in_the_reply_and_the_trace() -> None:
     parts = world()
     async with client(parts) as http:

@@ -117,9 +117,10 @@ def _note(request: Request, asked: ChatRequest) -> None:
 
 
 def streamed(parts: Parts, ask: Ask, reply: Reply) -> EventStream:
-    """The role when the search first moves. A single path is sent as it is written; of a search
-    nothing but pings until its choice is known."""
-    single = ask.strategy.most_answers() == 1 and not reply.request.logprobs
+    """The role when the search first moves. A single path that nothing is asked of on the way is
+    sent as it is written; of a search nothing but pings until its choice is known."""
+    alone = ask.strategy.most_answers() == 1 and not ask.strategy.behaviours
+    single = alone and not reply.request.logprobs
 
     async def produce(emit: Emit) -> None:
         live = LivePath(parts.service.profile.answer.pattern) if single else None

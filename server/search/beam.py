@@ -103,4 +103,4 @@ class Beam(BaseStrategy):
         return self.width * self.branch * answer * (1 + self.lookahead)
 
     def most_answers(self) -> int:
-        return self.width * self.branch
+        return self.width * self.branch * (1 + self.lookahead)

@@ -50,4 +50,4 @@ class DVTS(BaseStrategy):
         return self.trees * self.branch * answer * (1 + self.lookahead)
 
     def most_answers(self) -> int:
-        return self.trees * self.branch
+        return self.trees * self.branch * (1 + self.lookahead)
