@@ -183,6 +183,8 @@ def test_a_verifier_gates_a_reward_model() -> None:
     assert worth == pytest.approx([exp(-0.5), 0.0, exp(-0.5)])
     outcomes = [parsed(reward).outcome(node) for node in (begun, wrong, right)]
     assert outcomes == [None, 0.0, 1.0]
+    right.raw, right.outcome = 1.0, 0.25  # another verifier, beside the reward, has the last word
+    assert parsed(reward).outcome(right) == parsed(COUNTDOWN).outcome(right) == 0.25
 
 
 NESTED = {

@@ -85,7 +85,8 @@ class Composite(Config):
 
     def outcome(self, node: Node) -> float | None:
         verdicts = (node.parts.get(n) for n, leaf in self.leaves().items() if leaf.verifies)
-        return next((v for v in verdicts if v is not None), node.outcome)
+        within = next((v for v in verdicts if v is not None), None)
+        return within if node.outcome is None else node.outcome
 
 
 def _leaves(reward: Config) -> list[Config]:

@@ -43,8 +43,10 @@ class Config(BaseModel):
         return models.policy.context
 
     def outcome(self, node: Node) -> float | None:
-        """What a verifier said of the answer that ends at `node`: one in it, else the judge."""
-        return node.raw if self.verifies and node.finished else node.outcome
+        """What a verifier said of the answer that ends at `node`: the judge, else one in it."""
+        if node.outcome is not None:
+            return node.outcome
+        return node.raw if self.verifies and node.finished else None
 
 
 @runtime_checkable
