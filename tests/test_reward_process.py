@@ -236,7 +236,7 @@ def test_a_value_head_is_asked_by_its_own_reward() -> None:
 
 
 def test_no_prm_is_a_bad_request() -> None:
-    with pytest.raises(BadRequest, match="label, confidence, verifier") as caught:
+    with pytest.raises(BadRequest, match="label, judge, confidence, consistency") as caught:
         Prm().scorer(Models(FakeEngine(), PROFILE, None))
     assert caught.value.param == "reward"
 

@@ -33,7 +33,8 @@ class Prm(Config):
     def scorer(self, models: Models) -> Scorer:
         if models.prm is None:
             message = (
-                "this server has no process reward model; allowed: label, confidence, verifier"
+                "this server has no process reward model; label, judge, confidence, consistency "
+                "and the verifiers need none"
             )
             raise BadRequest(message, param="reward")
         profile = models.prm.layout.profile
