@@ -38,6 +38,7 @@ class Gauges:
     def watch(self) -> None:
         """Ask every so many seconds, until the server has nothing of ours to do."""
         if self._task is None and not self._missing:
+            self.used = 0.0  # what was said before the server rested is old
             self._task = asyncio.create_task(self._watch())
 
     async def close(self) -> None:
