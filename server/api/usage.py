@@ -60,7 +60,7 @@ def content_nodes(answer: Answer) -> list[Node]:
 
 
 def content_tokens(answers: Sequence[Answer]) -> int:
-    return sum(node.step.count for a in answers for node in content_nodes(a) if node.step)
+    return sum(node.step.sampled for a in answers for node in content_nodes(a) if node.step)
 
 
 def usage(outcome: Outcome) -> Usage:
