@@ -252,11 +252,12 @@ def test_what_contradicts_the_profile_is_told() -> None:
     search = {"revise": {"by": "wait"}, "mcts": {"futile": 0.1}, "vote": {"stop": WARMED_UP}}
     profile = shipped()["default"].model_copy(update={"search": search})
     preparer = Preparer(Limits(), Models(FakeEngine(), profile))
-    for strategy, named in [
+    contradictions: list[tuple[Any, str]] = [
         (Revise(reflect=True), "by: wait: reflect needs by turn"),
         (MCTS(granularity="solution"), "futile: 0.1: futile needs granularity step"),
         (Vote(n=4), "warmup must be at most n, which is 4"),
-    ]:
+    ]
+    for strategy, named in contradictions:
         with pytest.raises(BadRequest, match=named) as caught:
             preparer.prepare(messages=ASKED, strategy=strategy)
         assert caught.value.param == "strategy"
