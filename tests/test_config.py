@@ -39,6 +39,15 @@ def test_every_shipped_config_is_valid(config: Path) -> None:
     assert load_settings(config, {}).policy.model
 
 
+def test_what_a_shipped_config_suggests_is_valid(file: Path) -> None:
+    text = Path("configs/remote.yaml").read_text()
+    for key in ("priority", "orm", "judge", "verifiers", "scheduling"):
+        text, found = re.subn(rf"# (?={key}: )", "", text)
+        assert found == 1
+    file.write_text(text)
+    assert {"orm", "judge", "verifiers", "scheduling"} <= load_settings(file, {}).model_fields_set
+
+
 def test_the_reference_config_names_models_that_are_there() -> None:
     settings = load_settings(Path("configs/reference.yaml"), {})
     assert settings.prm is not None
