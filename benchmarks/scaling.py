@@ -1,6 +1,6 @@
 """Accuracy against tokens, for every strategy, as its budget grows from 60 to 4,000 policy tokens.
 
-`python -m benchmarks.scaling [--quick] [--json PATH]`
+`python -m benchmarks.scaling [--quick] [--seeds N] [--book PATH] [--json PATH]`
 
 Two sets of puzzles: 200 held-out ones, and ranks 901-1000 of the list of Tree of Thoughts
 (arXiv 2305.10601; its test set, which the stand-in pair did not hold out). A row is one size of one
@@ -10,7 +10,9 @@ over seeds. `gated` rows have the rules of the game as a verifier (`verify`).
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import json
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -19,8 +21,8 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
-from benchmarks.common import FOLDER, Report, options
-from benchmarks.puzzles import Puzzle, held_out, messages, ranked
+from benchmarks.common import FOLDER, Report, arguments
+from benchmarks.puzzles import Puzzle, held_out, messages, question, ranked
 from benchmarks.replay import replaying, tape
 from benchmarks.search import correct
 from benchmarks.stack import reference
@@ -52,9 +54,12 @@ STRATEGIES: Mapping[str, Grow] = {
     "dvts": lambda n: DVTS(trees=max(1, n // 4), branch=min(n, 4)),
     "particles": lambda n: Particles(n=n),
     "rebase": lambda n: Rebase(n=n),
-    "mcts": lambda n: MCTS(simulations=2 * n, stop_at=1.0 if n > 16 else 0.9),
+    "mcts": lambda n: MCTS(simulations=2 * n),
+    "mcts, wide": lambda n: MCTS(
+        simulations=2 * n, branch=min(2 * n, 8), backup="max", c=1.0, stop_at=1.0
+    ),
     "revise": lambda n: Revise(chains=max(1, n // 4), revisions=min(n, 4) - 1, history="last"),
-    "auto": lambda n: Auto(probe=min(n, 4), answers=n),
+    "auto": lambda n: Auto(probe=min(n, 2), answers=n),
 }
 GATED = ("vote, weighted", "mcts", "auto")
 
@@ -78,6 +83,11 @@ LINES = [
 Runs = dict[tuple[str, int], dict[str, float]]  # by line and size
 
 
+class Plan(NamedTuple):
+    seeds: int
+    sizes: tuple[int, ...]
+
+
 async def solve(
     service: Service, strategy: Strategy, puzzle: Puzzle, seed: int, gated: bool
 ) -> dict[str, float]:
@@ -98,9 +108,7 @@ async def solve(
     }
 
 
-async def runs_of(
-    service: Service, puzzle: Puzzle, seed: int, sizes: Sequence[int], advance: Callable[[], None]
-) -> Runs:
+async def runs_of(service: Service, puzzle: Puzzle, seed: int, sizes: Sequence[int]) -> Runs:
     """Everything of one puzzle and seed; what strategies have in common is sampled once."""
     runs: Runs = {}
     with tape():
@@ -109,27 +117,70 @@ async def runs_of(
                 runs[line.title, size] = await solve(
                     service, line.grow(size), puzzle, seed, line.gated
                 )
-                advance()
     return runs
 
 
-async def table_of(
-    service: Service, puzzles: list[Puzzle], sizes: Sequence[int], advance: Callable[[], None]
-) -> list[dict[str, Any]]:
+class Book:
+    """The runs so far, on disk line by line, so that a long benchmark can be broken off."""
+
+    def __init__(self, path: Path | None):
+        self._path = path
+        self._runs: dict[str, Runs] = {}
+        if path is not None and path.exists():
+            for line in path.read_text().splitlines():
+                entry = json.loads(line)
+                self._runs[entry["key"]] = {(t, n): found for t, n, found in entry["runs"]}
+
+    def get(self, key: str) -> Runs | None:
+        return self._runs.get(key)
+
+    def put(self, key: str, runs: Runs) -> None:
+        self._runs[key] = runs
+        if self._path is not None:
+            rows = [[title, size, found] for (title, size), found in runs.items()]
+            with self._path.open("a") as file:
+                file.write(json.dumps({"key": key, "runs": rows}) + "\n")
+
+
+async def fill(
+    book: Book,
+    service: Service,
+    sets: Mapping[str, list[Puzzle]],
+    plan: Plan,
+    advance: Callable[[], None],
+) -> None:
+    """Run what the book lacks; all puzzles of one seed before the next."""
     slots = asyncio.Semaphore(AT_ONCE)
 
-    async def one(puzzle: Puzzle, seed: int) -> Runs:
+    async def one(key: str, puzzle: Puzzle, seed: int) -> None:
         async with slots:
-            return await runs_of(service, puzzle, seed, sizes, advance)
+            if book.get(key) is None:
+                book.put(key, await runs_of(service, puzzle, seed, plan.sizes))
+            advance()
 
-    runs = await asyncio.gather(*(one(p, seed) for p in puzzles for seed in range(SEEDS)))
-    return [summary(line.title, size, runs) for line in LINES for size in sizes]
+    await asyncio.gather(
+        *(
+            one(key_of(title, puzzle, seed), puzzle, seed)
+            for seed in range(plan.seeds)
+            for title, puzzles in sets.items()
+            for puzzle in puzzles
+        )
+    )
 
 
-def summary(title: str, size: int, runs: Sequence[Runs]) -> dict[str, Any]:
+def key_of(title: str, puzzle: Puzzle, seed: int) -> str:
+    return f"{title} | {question(puzzle)} | {seed}"
+
+
+def table_of(book: Book, title: str, puzzles: list[Puzzle], plan: Plan) -> list[dict[str, Any]]:
+    runs = [book.get(key_of(title, p, seed)) or {} for p in puzzles for seed in range(plan.seeds)]
+    return [summary(line.title, size, runs, plan.seeds) for line in LINES for size in plan.sizes]
+
+
+def summary(title: str, size: int, runs: Sequence[Runs], seeds: int) -> dict[str, Any]:
     """`runs` has the seeds of a puzzle next to each other."""
     found = [run[title, size] for run in runs]
-    rights = [mean(r["right"] for r in found[i : i + SEEDS]) for i in range(0, len(found), SEEDS)]
+    rights = [mean(r["right"] for r in found[i : i + seeds]) for i in range(0, len(found), seeds)]
     policy, scorer = mean(r["policy"] for r in found), mean(r["scorer"] for r in found)
     return {
         "strategy": title,
@@ -188,20 +239,25 @@ def judge(report: Report, title: str, rows: list[dict[str, Any]]) -> None:
     report.goal(f"{title}: the best single chosen answer", top, ">=", 0.90)
 
 
+def read_options() -> argparse.Namespace:
+    parser = arguments(__doc__)
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--book", type=Path, help="file of single runs: what it has is not rerun")
+    return parser.parse_args()
+
+
 async def main() -> None:
-    chosen = options(__doc__)
+    chosen = read_options()
     sets = {"200 held-out puzzles": held_out(200), "ranks 901-1000": ranked(901, 1000)}
-    sizes: tuple[int, ...] = SIZES
+    plan = Plan(chosen.seeds, SIZES)
     if chosen.quick:
-        sets, sizes = {title: p[:16] for title, p in sets.items()}, SIZES[:3]
-    total = sum(map(len, sets.values())) * len(sizes) * len(LINES) * SEEDS
-    report = Report("scaling", quick=chosen.quick, seeds=SEEDS, sizes=sizes)
+        sets, plan = {title: p[:16] for title, p in sets.items()}, Plan(1, SIZES[:3])
+    report = Report("scaling", quick=chosen.quick, seeds=plan.seeds, sizes=plan.sizes)
+    book = Book(chosen.book)
     async with reference(**{"limits.searches": AT_ONCE}) as service:
-        with report.progress(total) as advance:
-            tables = {
-                title: await table_of(replaying(service), puzzles, sizes, advance)
-                for title, puzzles in sets.items()
-            }
+        with report.progress(sum(map(len, sets.values())) * plan.seeds) as advance:
+            await fill(book, replaying(service), sets, plan, advance)
+    tables = {title: table_of(book, title, puzzles, plan) for title, puzzles in sets.items()}
     for title, rows in tables.items():
         report.table(title, rows)
         judge(report, title, rows)

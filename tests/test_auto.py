@@ -194,6 +194,7 @@ def test_a_right_answer_ends_all_stages() -> None:
         {"levels": [{"difficulty": 0.5, "stages": [{"kind": "vote"}]}]},
         {"levels": [{"stages": []}]},
         {"levels": [{"stages": [{"kind": "vote"}]}] * 2},
+        {"levels": [{"stages": [{"kind": "vote"}], "least": 4}]},
         {"levels": [{"stages": [{"kind": "auto"}]}]},
         {"levels": [{"stages": [{"kind": "vote", "depth": 3}]}]},
         {"levels": [{"stages": [{"kind": "mcts", "behaviours": ["continue"]}]}]},
@@ -226,3 +227,10 @@ def test_the_profile_has_a_say_in_auto_and_in_its_stages() -> None:
 def test_stages_are_within_the_servers_limits() -> None:
     with pytest.raises(BadRequest, match=r"mcts\.simulations must be at most 20"):
         prepared(Auto(), simulations=20)
+
+
+def test_a_level_may_need_an_allowance() -> None:
+    levels = (Level(least=8, stages=(MCTS(simulations=8),)), Level(stages=(BestOfN(n=2),)))
+    for answers, kind in ((7, "best_of_n"), (8, "mcts")):
+        ran = tried(Auto(levels=levels, answers=answers, agree=1), 2)
+        assert ran.search.decisions[1]["strategy"]["kind"] == kind

@@ -32,18 +32,21 @@ IDLE = 3  # stages in a row that write less than an answer end the search
 
 
 class Level(BaseModel):
-    """What is done about questions up to a difficulty."""
+    """What is done about questions up to a difficulty, where there is enough to spend."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     difficulty: float = Field(1.0, ge=0, le=1, description="of the hardest question it is for")
+    least: int = Field(0, ge=0, description="answers that must be allowed for; else the next level")
     stages: tuple[Stage, ...] = Field(
         min_length=1, max_length=8, description="one after the other; the last one is repeated"
     )
 
 
 EASY = Level(difficulty=0.5, stages=(Vote(n=8, choose="weighted", stop=Adaptive()),))
-HARD = Level(stages=(MCTS(simulations=16), MCTS(simulations=32)))
+# A tree search that may write a few answers only spreads them over beginnings.
+FEW = Level(stages=(BestOfN(n=4),))
+HARD = Level(least=8, stages=(MCTS(simulations=16), MCTS(simulations=32)))
 
 
 class Auto(BaseStrategy):
@@ -65,15 +68,21 @@ class Auto(BaseStrategy):
         description="samples that agree so that their answer leads with this probability end it",
     )
     levels: tuple[Level, ...] = Field(
-        (EASY, HARD), min_length=1, max_length=8, description="by difficulty; the last is for all"
+        (EASY, HARD, FEW),
+        min_length=1,
+        max_length=8,
+        description="by difficulty; the last is for all",
     )
     choose: Choice = "weighted"
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
-        limits = [level.difficulty for level in self.levels]
-        if limits != sorted(set(limits)) or limits[-1] != 1:
-            raise ValueError("the difficulties of levels must rise, up to 1")
+        limits = [(level.difficulty, -level.least) for level in self.levels]
+        if limits != sorted(set(limits)) or limits[-1] != (1, 0):
+            raise ValueError(
+                "of levels the difficulty must rise, or at the same one `least` fall; "
+                "the last must have difficulty 1 and least 0"
+            )
         for stage in self.parts:
             if stage.depth is not None or stage.behaviours:
                 raise ValueError("depth and behaviours belong to auto, not to its stages")
@@ -82,12 +91,15 @@ class Auto(BaseStrategy):
     async def run(self, search: Search) -> None:
         await search.stage(BestOfN(n=min(self.probe, self.answers), stop_at=self.stop_at))
         first = seen(search)
-        level = next(x for x in self.levels if first.difficulty <= x.difficulty)
+        level = next(x for x in self.levels if self._fits(x, first))
         search.decide(decision="probe", **first.facts())
         if self._ended(search, sampled=True):
             return
         self._allow(search, first)
         await self._climb(search, level, first.tokens_per_answer)
+
+    def _fits(self, level: Level, first: Seen) -> bool:
+        return first.difficulty <= level.difficulty and self.answers >= level.least
 
     def _allow(self, search: Search, first: Seen) -> None:
         """Hold back what the caller's budget has and this strategy shall not spend."""

@@ -127,7 +127,7 @@ class MCTS(BaseStrategy):
         set_priors(leaf, self.prior)
         for end in ends:
             self._back_up(path, leaf, end)
-        if any(end.finished and end.value >= self.stop_at for end in ends):
+        if any(end.convinces(self.stop_at) for end in ends):
             return True
         return await self._give_up(search, leaf, flights)
 
