@@ -14,7 +14,7 @@ from zlib import crc32
 from server.budget import Budget, BudgetSpent, Hold
 from server.engine.share import branch_priority
 from server.search.operators import PLAIN, Opening
-from server.types import Cut, Engine, Node, Sampling, Step, Stop, Stream
+from server.types import Cut, Engine, Node, Operator, Sampling, Step, Stop, Stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +114,8 @@ class Writer:
         return False
 
     def room(self, node: Node, partial: Step | None, begin: Opening) -> int:
-        """Tokens the answer may still have."""
-        written = 0 if begin.operator.fresh else node.tokens()
+        """Tokens the answer may still have, or the aside to one that has ended."""
+        written = spent(node, begin.operator)
         return self.shape.max_tokens - written - (partial.count if partial else 0)
 
     async def open(
@@ -242,6 +242,17 @@ class Path:
         branch, self.branch = self.branch, None
         if branch is not None:
             await branch.close()
+
+
+def spent(node: Node, begin: Operator) -> int:
+    """Tokens that are gone of what may be written from `node` on: a new answer has its own
+    allowance, and so has what is said of an answer that has ended."""
+    if begin.fresh or (begin.ask and begin.aside and node.ended):
+        return 0
+    said, at = 0, node
+    while not begin.ask and at.aside and at.step is not None and at.parent is not None:
+        said, at = said + at.step.count, at.parent
+    return said if said and at.ended else node.tokens()
 
 
 def seed_of(seed: int, place: tuple[int, ...], begun: int) -> int:
