@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from server.search import MCTS
 from server.search.events import PruneEvent
 from server.search.tree_policy import Pending, TreePolicy, back_up_max, back_up_mean
-from server.types import Node
+from server.types import Node, Prompt
 from tests.fakes import EOS, CodePoints
 from tests.oracles.textbook import Key, Made
 from tests.oracles.tree_search import Rollout, Textbook
@@ -100,6 +100,24 @@ def test_a_hopeless_search_ends_early() -> None:
     assert ran.search.root.pruned
     assert len([n for n in ran.search.nodes if n.visits]) <= 3  # the root and its children
     assert ran.search.answered  # the best of them, written to its end
+
+
+@pytest.mark.parametrize("granularity", ["step", "solution"])
+def test_a_refuted_answer_ends_nothing(granularity: Any) -> None:
+    fields: dict[str, Any] = {"simulations": 24, "granularity": granularity, "parallel": 1}
+    lenient = MCTS(**fields, stop_at=0.01)
+    liked = searched(lenient, engine=engine())
+    judged = searched(lenient, engine=engine(), judge=Never())
+    assert table(judged) == table(searched(MCTS(**fields), engine=engine()))
+    assert len(table(liked)) < len(table(judged))
+    assert any(n.refuted and n.value >= 0.01 for n in judged.search.nodes)
+
+
+class Never:
+    """A judge that nothing is right for."""
+
+    async def verdict(self, prompt: Prompt, text: str) -> float | None:
+        return 0.0
 
 
 sizes = st.fixed_dictionaries(

@@ -180,6 +180,31 @@ def test_chains_of_revisions(reflect: bool) -> None:
     assert all(n.outcome is None for n in asides)
 
 
+def test_what_is_said_of_a_full_answer_has_room() -> None:
+    """An answer of `max_tokens`, and in several steps as many again about it."""
+    said = [*map(ord, "12\n345\nAnswer: 7"), EOS]
+
+    class Talks(FakeEngine):
+        def stream(self, prompt_ids: Any, **how: Any) -> Any:
+            stream = super().stream(prompt_ids, **how)
+            begun = [n for n in range(len(said)) if list(prompt_ids[-n:]) == said[:n]]
+            stream.ids = said[max(begun, default=0) :][: how["max_tokens"]]
+            return stream
+
+    ran = searched(
+        Revise(revisions=1, reflect=True),
+        operators=OPERATORS,
+        engine=Talks(),
+        max_tokens=len(said),
+    )
+    answer, aside, revised = (
+        n for n in ran.search.nodes if n.step is not None and n.step.stop is Stop.END
+    )
+    assert aside.aside and not answer.aside
+    assert "".join(n.step.text for n in ran.search.nodes if n.aside and n.step) == answer.text()
+    assert revised.ended and revised.tokens() == answer.tokens() == len(said)
+
+
 def test_forced_revisions_stay_in_one_turn() -> None:
     ran = searched(Revise(revisions=2, by="wait"), operators=OPERATORS)
     ended = [n for n in ran.search.nodes if n.ended]
