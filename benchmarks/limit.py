@@ -4,7 +4,14 @@
 
 The raw engine generates the same prompts with n=16 in the same process, without log-probabilities
 and without anything of ours; rounds of all rows take turns, so that a noisy machine hits all.
-Tokens that a search threw away count as made by the engine; their share is its waste.
+Tokens that a search threw away are its waste: they do not count in its ratio.
+
+`raw engine, a request a step` is the ceiling of step-wise searches on this engine: the same answers
+with a new request for each step, and nothing of ours. It reads again what the prefix cache, in
+blocks of 32 tokens on a CPU, does not hold; only a branch that runs ahead is spared that.
+
+One at a time it is the latency that counts: seconds a puzzle, with branches that run ahead and
+without.
 """
 
 from __future__ import annotations
@@ -20,10 +27,13 @@ from benchmarks.puzzles import held_out, messages
 from benchmarks.stack import reference
 from server.search import MCTS, Beam, BestOfN, Particles, Strategy
 from server.service import Service
+from server.types import Sampling, Stop
 
 ROUNDS = 5
 QUICK = 2
 LOOKAHEADS = (0, 16)  # tokens that an open branch may run ahead: `speculation`
+ALONE = 16  # puzzles, one after the other
+LATENCY = ", one at a time"
 Row = Callable[[Service], Awaitable[tuple[int, int]]]  # -> policy tokens, of them discarded
 
 STRATEGIES: dict[str, Strategy] = {
@@ -38,12 +48,46 @@ async def raw_row(service: Service) -> tuple[int, int]:
     return await raw(service), 0
 
 
+async def stepwise_row(service: Service) -> tuple[int, int]:
+    """16 answers a puzzle, a request for each step."""
+    policy = service.models.policy
+    cut = service.profile.cut(halt=True)
+    prompts = [policy.tokenizer.render(messages(p)) for p in held_out(AT_ONCE)]
+    made = 0
+
+    async def answer(ids: tuple[int, ...]) -> None:
+        nonlocal made
+        stop = Stop.STEP
+        while stop is Stop.STEP:
+            stream = policy.stream(
+                ids, max_tokens=cut.max_step_tokens, seed=None, sampling=Sampling(), cut=cut
+            )
+            step = await anext(stream)
+            await stream.aclose()
+            ids, stop, made = ids + step.token_ids, step.stop, made + step.count
+
+    await asyncio.gather(*(answer(ids) for ids in prompts for _ in range(16)))
+    return made, 0
+
+
 def searched(strategy: Strategy) -> Row:
     async def run(service: Service) -> tuple[int, int]:
         asks = [service.prepare(messages=messages(p), strategy=strategy) for p in held_out(AT_ONCE)]
         outcomes = await asyncio.gather(*map(service.reason, asks))
         policy = sum(outcome.usage.policy for outcome in outcomes)
         return policy, sum(outcome.usage.discarded for outcome in outcomes)
+
+    return run
+
+
+def alone(strategy: Strategy) -> Row:
+    async def run(service: Service) -> tuple[int, int]:
+        policy = discarded = 0
+        for puzzle in held_out(ALONE):
+            ask = service.prepare(messages=messages(puzzle), strategy=strategy)
+            usage = (await service.reason(ask)).usage
+            policy, discarded = policy + usage.policy, discarded + usage.discarded
+        return policy, discarded
 
     return run
 
@@ -63,8 +107,12 @@ async def measure(service: Service, run: Row) -> dict[str, float]:
 
 
 async def measured(lookahead: int, count: int, advance: Callable[[], None]) -> list[dict[str, Any]]:
-    rows: dict[str, Row] = {"raw engine, n=16": raw_row}
+    rows: dict[str, Row] = {
+        "raw engine, n=16": raw_row,
+        "raw engine, a request a step": stepwise_row,
+    }
     rows |= {name: searched(strategy) for name, strategy in STRATEGIES.items()}
+    rows |= {name + LATENCY: alone(strategy) for name, strategy in STRATEGIES.items()}
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in rows}
     async with reference(speculation=lookahead) as service:
         for run in rows.values():  # warm up
@@ -80,12 +128,23 @@ async def measured(lookahead: int, count: int, advance: Callable[[], None]) -> l
 def _summary(
     lookahead: int, name: str, found: list[dict[str, float]], base: list[dict[str, float]]
 ) -> dict[str, Any]:
+    """`ratio` is of the tokens that were kept."""
     ratios = [
-        ours["tokens_per_second"] / raws["tokens_per_second"]
+        ours["tokens_per_second"] * (1 - ours["discarded_share"]) / raws["tokens_per_second"]
         for ours, raws in zip(found, base, strict=True)
     ]
     middle = {key: median(r[key] for r in found) for key in found[0]}
     return {"speculation": lookahead, "method": name, **middle, "ratio": median(ratios)}
+
+
+def latency(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "speculation": row["speculation"],
+        "method": row["method"],
+        "seconds a puzzle": row["seconds"] / ALONE,
+        "policy tokens a puzzle": row["tokens"] / ALONE,
+        "discarded_share": row["discarded_share"],
+    }
 
 
 async def main() -> None:
@@ -93,10 +152,13 @@ async def main() -> None:
     count = QUICK if chosen.quick else ROUNDS
     report = Report("limit", quick=chosen.quick, rounds=count, at_once=AT_ONCE)
     rows: list[dict[str, Any]] = []
-    with report.progress(count * len(LOOKAHEADS) * (1 + len(STRATEGIES))) as advance:
+    with report.progress(count * len(LOOKAHEADS) * (2 + 2 * len(STRATEGIES))) as advance:
         for lookahead in LOOKAHEADS:
             rows += await measured(lookahead, count, advance)
+    slow = [r for r in rows if r["method"].endswith(LATENCY)]
+    rows = [r for r in rows if r not in slow]
     report.table("Medians over rounds; ratio to the raw engine of the same round", rows)
+    report.table("One puzzle at a time", [latency(r) for r in slow])
     for name in STRATEGIES:
         best = max((r for r in rows if r["method"] == name), key=lambda r: float(r["ratio"]))
         label = f"{name}, speculation {best['speculation']}"

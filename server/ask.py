@@ -13,10 +13,11 @@ from server.config import Limits
 from server.errors import BadRequest
 from server.profiles import Profile
 from server.reward import Models, Reward, default_reward
+from server.reward.models import check_logprobs
 from server.reward.verifiers import AnyVerifier, VerifierJudge
 from server.search import BestOfN, Strategy
 from server.search.strategy import BaseStrategy
-from server.types import Message, Prompt, Sampling, Scorer
+from server.types import Engine, Message, Prompt, Sampling, Scorer
 
 ROLES = ("system", "user", "assistant")
 
@@ -82,6 +83,7 @@ class Preparer:
         max_tokens = self._max_tokens(prompt, reward.context(self.models), max_tokens)
         strategy = self._fitted(strategy or BestOfN())
         check_bounds(strategy, limits)
+        check_stop(strategy, self.models.policy)
         check_n(n, strategy, limits)
         return Ask(
             prompt=prompt,
@@ -204,16 +206,24 @@ def strategies(profile: Profile) -> dict[str, Strategy]:
     }
 
 
-def check_bounds(strategy: BaseStrategy, limits: Limits) -> None:
+def check_bounds(strategy: BaseStrategy, limits: Limits, place: str = "strategy") -> None:
     """Refuse parameters beyond the server's limits, by name."""
-    for part in strategy.parts:
-        check_bounds(part, limits)
+    for at, part in strategy.parts.items():
+        check_bounds(part, limits, f"{place}.{at}")
     for name, bound in {**strategy.bounds, "depth": "depth"}.items():
         most, asked = getattr(limits, bound), getattr(strategy, name)
         if asked is not None and asked > most:
             raise BadRequest(
-                f"{strategy.kind}.{name} must be at most {most}", param=f"strategy.{name}"
+                f"{strategy.kind}.{name} must be at most {most}", param=f"{place}.{name}"
             )
+
+
+def check_stop(strategy: BaseStrategy, policy: Engine, place: str = "strategy") -> None:
+    """Refuse a stopping rule that takes log-probabilities which the policy does not give."""
+    if strategy.top_logprobs and not strategy.parts:
+        check_logprobs(policy, strategy.top_logprobs, f"{place}.stop")
+    for at, part in strategy.parts.items():
+        check_stop(part, policy, f"{place}.{at}")
 
 
 def check_n(n: int, strategy: Strategy, limits: Limits) -> None:

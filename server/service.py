@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
@@ -18,6 +19,7 @@ from server.errors import NoAnswer
 from server.profiles import Profile
 from server.reward import Models
 from server.reward.models import Settles
+from server.search.ahead import Ahead
 from server.search.answers import Answer, rank
 from server.search.core import Search, run_search
 from server.search.events import Listener
@@ -67,6 +69,7 @@ class Service:
         self.settings, self.models = settings, models
         self.prepare = Preparer(settings.limits, models).prepare
         self._traces, self._observer = traces, observer
+        self._ahead: defaultdict[str, Ahead] = defaultdict(Ahead)  # by kind of strategy
         self.share = Share(models.policy.load, settings.scheduling)
         self._admission = Admission(
             settings.limits,
@@ -148,7 +151,8 @@ class Service:
             shape=Shape(
                 cut=self.profile.cut(),
                 max_tokens=ask.max_tokens,
-                lookahead=self.settings.speculation,
+                # What runs ahead depends on the load, and a seed is to give the same again.
+                lookahead=self.settings.speculation if ask.seed is None else 0,
                 depth=ask.strategy.depth or self.settings.limits.depth,
                 top_logprobs=max(ask.reward.top_logprobs, ask.strategy.top_logprobs),
             ),
@@ -159,6 +163,7 @@ class Service:
             judge=ask.judge,
             operators=self.profile.operators,
             actions=ask.strategy.behaviours,
+            ahead=self._ahead[ask.strategy.kind],
         )
 
     def _trace(

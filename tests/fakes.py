@@ -130,6 +130,7 @@ class FakeEngine:
     name: str = "fake"
     version: str = "v1"
     context: int = 4096
+    most_logprobs: int = 20
     tokenizer: CodePoints = field(default_factory=CodePoints)
     open_streams: int = 0
     requests: int = 0

@@ -219,14 +219,15 @@ def prepared(strategy: Auto, **limits: Any) -> Auto:
 def test_the_profile_has_a_say_in_auto_and_in_its_stages() -> None:
     auto = prepared(Auto(answers=5))
     assert (auto.answers, auto.probe, auto.stop_at) == (5, 3, 0.9)
-    stages = [stage for stage in auto.parts if isinstance(stage, MCTS)]
+    stages = [stage for stage in auto.parts.values() if isinstance(stage, MCTS)]
     assert stages and all(stage.c == 0.3 for stage in stages)
     assert [stage.simulations for stage in stages] == [16, 32]
 
 
 def test_stages_are_within_the_servers_limits() -> None:
-    with pytest.raises(BadRequest, match=r"mcts\.simulations must be at most 20"):
+    with pytest.raises(BadRequest, match=r"mcts\.simulations must be at most 20") as caught:
         prepared(Auto(), simulations=20)
+    assert caught.value.param == "strategy.levels.1.stages.1.simulations"
 
 
 def test_a_level_may_need_an_allowance() -> None:

@@ -421,6 +421,7 @@ async def test_a_chat_without_log_probabilities_says_so(
     with pytest.raises(NoLogprobs):
         await chat.label_logprobs(ASK, [ord("7")])
     silent = await started(remote, logprobs=False)
+    assert (silent.most_logprobs, chat.most_logprobs) == (0, 20)
     with pytest.raises(NoLogprobs):
         await silent.label_logprobs(ASK, [ord("7")])
     await silent.close()

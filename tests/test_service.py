@@ -13,9 +13,11 @@ from server.ask import Ask, BudgetSpec, Preparer, strategies
 from server.config import HttpSettings, Limits, Settings
 from server.errors import BadRequest, EngineError, NoAnswer, Overloaded, PonderError
 from server.profiles import shipped
-from server.reward import Confidence, Models, Prm
+from server.reward import Confidence, Consistency, Label, Models, Prm, Product
 from server.reward.verifiers import Countdown
-from server.search import MCTS, Beam, BestOfN, Revise, Vote
+from server.search import MCTS, Auto, Beam, BestOfN, Revise, Vote
+from server.search.auto import Level
+from server.search.stopping import DeepConf
 from server.service import Service
 from server.traces.schema import Trace
 from server.types import Message
@@ -268,6 +270,48 @@ def test_a_profile_with_parameters_that_no_strategy_has_is_refused() -> None:
     profile = shipped()["default"].model_copy(update={"search": {"mcts": {"sims": 3}}})
     with pytest.raises(ValidationError, match="sims"):
         strategies(profile)
+
+
+DEEPCONF = Vote(n=8, stop=DeepConf(warmup=2, k=10))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "most", "param"),
+    [
+        ({"strategy": DEEPCONF}, 0, "strategy.stop"),
+        ({"strategy": DEEPCONF}, 9, "strategy.stop"),
+        (
+            {"strategy": Auto(levels=(Level(stages=(DEEPCONF,)),))},
+            0,
+            "strategy.levels.0.stages.0.stop",
+        ),
+        ({"reward": Confidence()}, 0, "reward"),
+        ({"reward": Confidence(measure="share")}, 4, "reward"),
+        ({"reward": Label(good="+", bad="-")}, 0, "reward"),
+        ({"reward": Product(of=(Consistency(), Confidence()))}, 0, "reward.of.1"),
+    ],
+)
+def test_log_probabilities_that_a_policy_does_not_give_are_not_waited_for(
+    wrong: dict[str, Any], most: int, param: str
+) -> None:
+    def prepared(engine: FakeEngine) -> Ask:
+        return service(engine).prepare(messages=ASKED, **wrong)
+
+    prepared(FakeEngine())
+    with pytest.raises(BadRequest, match="log-probabilities") as caught:
+        prepared(FakeEngine(most_logprobs=most))
+    assert caught.value.param == param
+
+
+def test_a_policy_without_log_probabilities_is_still_one() -> None:
+    """What names no reward is not refused for one."""
+
+    async def ask(it: Service) -> Any:
+        return await it.reason(it.prepare(messages=ASKED, strategy=BestOfN(n=4)))
+
+    outcome, sink = reasoned(ask, FakeEngine(most_logprobs=0))
+    assert outcome.answers[0].score is not None
+    assert sink.traces[0].reward["kind"] == "consistency"
 
 
 def test_the_default_reward_needs_no_model() -> None:

@@ -37,6 +37,8 @@ class HttpEngine:
         self.settings = settings
         self.name = settings.name or PurePosixPath(settings.model).name
         self.version = "unknown"
+        silent = settings.dialect == "chat" and not settings.logprobs
+        self.most_logprobs = 0 if silent else tops.MOST
         self._upstream = Upstream(settings, error=EngineError, dead=EngineDead)
         self._dialect: Chat | Completions
         self._gauges: Gauges | None = None

@@ -32,6 +32,10 @@ class SharedEngine:
         return self._engine.context
 
     @property
+    def most_logprobs(self) -> int:
+        return self._engine.most_logprobs
+
+    @property
     def tokenizer(self) -> Tokenizer:
         return self._engine.tokenizer
 

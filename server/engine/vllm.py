@@ -47,6 +47,7 @@ class VllmEngine:
         self.tokenizer: HFTokenizer
         self.version = ""
         self.context = 0
+        self.most_logprobs = tops.MOST
         self._patterns: dict[tuple[str, tuple[str, ...]], Patterns] = {}
         self._halting: Halting
 

@@ -103,7 +103,10 @@ def prm_profile(settings: PrmSettings, policy: Profile) -> PrmProfile:
 
 
 def default_reward(models: Models) -> Reward:
-    """What scores a request that names no reward: the best that the server has."""
+    """What scores a request that names no reward: the best that the server has. Without any
+    model, and a policy that hides its log-probabilities, answers are worth their agreement."""
     if models.prm is not None:
         return Value() if models.prm.layout.profile.style == "value" else Prm()
-    return Orm() if models.orm is not None else Confidence()
+    if models.orm is not None:
+        return Orm()
+    return Confidence() if models.policy.most_logprobs else Consistency()

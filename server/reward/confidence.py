@@ -35,7 +35,7 @@ from pydantic import Field, model_validator
 from server.errors import ScorerError
 from server.profiles import Aggregate
 from server.reward.certainty import bounded, evenness, groups, lowest, share, token_confidence
-from server.reward.models import Config, Models
+from server.reward.models import Config, Models, check_logprobs
 from server.reward.path import aggregate, unscored
 from server.types import Node, Prompt, Score, Scorer, Step
 
@@ -82,6 +82,7 @@ class Confidence(Config):
         return self.top or TOPS.get(self.measure, 0)
 
     def scorer(self, models: Models) -> Scorer:
+        check_logprobs(models.policy, self.top_logprobs, "reward")
         version = models.policy.version
         if self.measure in OF_STEPS:
             return StepScorer(self, version)

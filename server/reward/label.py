@@ -14,7 +14,7 @@ from typing import Literal
 
 from server.errors import BadRequest, ScorerError, boundary, unwrap
 from server.profiles import Aggregate
-from server.reward.models import Config, Models
+from server.reward.models import Config, Models, check_logprobs
 from server.reward.path import aggregate, logistic, unscored
 from server.types import Engine, Node, Prompt, Score, Scorer, Stop, Tokenizer
 
@@ -31,6 +31,7 @@ class Label(Config):
         return models.policy.context - 1  # the label comes after the last token
 
     def scorer(self, models: Models) -> Scorer:
+        check_logprobs(models.policy, 0, "reward")
         profile, tokenizer = models.profile, models.policy.tokenizer
         good = _token(tokenizer, self.good or profile.label.good, "reward.good")
         bad = _token(tokenizer, self.bad or profile.label.bad, "reward.bad")

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict
 
+from server.errors import BadRequest
 from server.profiles import Profile
 from server.reward.client import OrmClient, PrmClient
 from server.reward.tools import Tools
@@ -47,6 +48,20 @@ class Config(BaseModel):
         if node.outcome is not None:
             return node.outcome
         return node.raw if self.verifies and node.finished else None
+
+
+def check_logprobs(policy: Engine, top: int, param: str) -> None:
+    """Raise `BadRequest` if the policy gives no log-probabilities, or not of `top` tokens."""
+    if policy.most_logprobs == 0:
+        raise BadRequest(
+            "this policy's server gives no log-probabilities, which this needs", param=param
+        )
+    if policy.most_logprobs < top:
+        raise BadRequest(
+            f"this policy's server gives the log-probabilities of {policy.most_logprobs} tokens "
+            f"at most, and this needs {top}",
+            param=param,
+        )
 
 
 @runtime_checkable

@@ -9,7 +9,7 @@ which is counted in answers as long as the probe's. Every decision is put on rec
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import chain, repeat
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -83,7 +83,7 @@ class Auto(BaseStrategy):
                 "of levels the difficulty must rise, or at the same one `least` fall; "
                 "the last must have difficulty 1 and least 0"
             )
-        for stage in self.parts:
+        for stage in self.parts.values():
             if stage.depth is not None or stage.behaviours:
                 raise ValueError("depth and behaviours belong to auto, not to its stages")
         return self
@@ -152,11 +152,15 @@ class Auto(BaseStrategy):
 
     @property
     def top_logprobs(self) -> int:
-        return max(stage.top_logprobs for stage in self.parts)
+        return max(stage.top_logprobs for stage in self.parts.values())
 
     @property
-    def parts(self) -> tuple[BaseStrategy, ...]:
-        return tuple(stage for level in self.levels for stage in level.stages)
+    def parts(self) -> Mapping[str, BaseStrategy]:
+        return {
+            f"levels.{i}.stages.{j}": stage
+            for i, level in enumerate(self.levels)
+            for j, stage in enumerate(level.stages)
+        }
 
     def fitted(self, fit: Callable[[Any], Any]) -> Self:
         levels = tuple(

@@ -18,6 +18,7 @@ from server.budget import Budget, BudgetSpent
 from server.errors import unwrap
 from server.profiles import AnswerProfile
 from server.reward.answer import key_of
+from server.search.ahead import Ahead
 from server.search.events import DecisionEvent, Listener, PruneEvent, ScoreEvent, StepEvent
 from server.search.operators import PLAIN, Action, Opening, opening
 from server.search.writer import Shape, Writer
@@ -82,15 +83,17 @@ class Search:
         judge: Judge | None = None,
         operators: Mapping[str, Operator] | None = None,
         actions: Sequence[Action] = (),
+        ahead: Ahead | None = None,
     ):
         """`answer` says when two answers are the same.
         `judge` rules on every finished answer; one that is right ends the search.
         `actions` are what the children of a node begin with, in turn; none: they just go on.
+        `ahead` is what searches like this one have learned of branches that run ahead.
         """
         self.prompt, self.scorer, self.budget, self.judge = prompt, scorer, budget, judge
         self.answer, self.operators = answer or AnswerProfile(), operators or {}
         self._actions = [self.operators.get(name, Operator()) for name in actions]
-        self.writer = Writer(engine, budget, shape, sampling or Sampling(), seed)
+        self.writer = Writer(engine, budget, shape, sampling or Sampling(), seed, ahead or Ahead())
         self.rng = random.Random(seed)
         self.root = Node(prompt=prompt)
         self.nodes = [self.root]

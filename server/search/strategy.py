@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -36,9 +36,9 @@ class BaseStrategy(BaseModel):
         return 0
 
     @property
-    def parts(self) -> tuple[BaseStrategy, ...]:
-        """The strategies that it is made of."""
-        return ()
+    def parts(self) -> Mapping[str, BaseStrategy]:
+        """The strategies that it is made of, by their place in it."""
+        return {}
 
     def fitted(self, fit: Callable[[Any], Any]) -> Self:
         """The same, made of what `fit` makes of its parts."""

@@ -2,7 +2,8 @@
 
 A branch is an open stream (`server/engine`). It may stay open when its step has been taken, and
 then runs ahead while the scorer works: bounded by the tokens held for it, only while the engine
-has room, and thrown away (and counted as discarded) if nobody continues that node.
+has room and `ahead.py` finds it worth the risk, and thrown away (and counted as discarded) if
+nobody continues that node.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from zlib import crc32
 
 from server.budget import Budget, BudgetSpent, Hold
 from server.engine.share import branch_priority
+from server.search.ahead import Ahead
 from server.search.operators import PLAIN, Opening
 from server.types import Cut, Engine, Node, Operator, Sampling, Step, Stop, Stream
 
@@ -46,11 +48,18 @@ class Branch:
     hold: Hold
     budget: Budget
     ledger: Ledger
+    ahead: Ahead
+    aside: float | None = None  # for what it may write in vain; None: it does not run ahead
+    value: float = 0.0  # of the node that it goes on from
+    taken: int = 0  # tokens
+    parked: bool = False
     closed: bool = False
 
     async def step(self) -> Step | None:
         """The next step; None once the request has ended."""
-        return await anext(self.stream, None)
+        step = await anext(self.stream, None)
+        self.taken += step.count if step else 0
+        return step
 
     async def close(self) -> None:
         """Abort the request if it still runs, and settle what it generated."""
@@ -64,16 +73,26 @@ class Branch:
             self.ledger.generated += self.stream.generated
             self.ledger.prompt += self.stream.prompt_tokens
             self.ledger.cached += self.stream.cached_tokens
+            wasted = max(0, self.stream.generated - self.taken)
+            self.ahead.settle(self.stream.generated, wasted, self.aside or 0.0)
+            if self.parked:
+                self.ahead.gave_up(self.value, wasted)
 
 
 class Writer:
     """All engine requests of one search."""
 
     def __init__(
-        self, engine: Engine, budget: Budget, shape: Shape, sampling: Sampling, seed: int | None
+        self,
+        engine: Engine,
+        budget: Budget,
+        shape: Shape,
+        sampling: Sampling,
+        seed: int | None,
+        ahead: Ahead,
     ):
         self.engine, self.budget, self.shape = engine, budget, shape
-        self.sampling, self.seed = sampling, seed
+        self.sampling, self.seed, self.ahead = sampling, seed, ahead
         self.greedy = sampling.model_copy(update={"temperature": 0.0})
         self.ledger = Ledger()
         self.last_resort = False  # finishing: a step cut short by the budget is better than none
@@ -90,11 +109,16 @@ class Writer:
 
     def resume(self, node: Node) -> Branch | None:
         """Take over the branch that ran ahead of `node`, if there is one."""
-        return self._parked.pop(node, None)
+        branch = self._parked.pop(node, None)
+        if branch is not None:
+            branch.parked = False
+            self.ahead.went_on(branch.value)
+            branch.value = node.value
+        return branch
 
     async def drop(self, node: Node) -> None:
         """Abort what runs ahead of `node`."""
-        if branch := self.resume(node):
+        if branch := self._parked.pop(node, None):
             await branch.close()
 
     async def close(self) -> None:
@@ -107,8 +131,9 @@ class Writer:
 
     def park(self, node: Node, branch: Branch) -> bool:
         """Let `branch` run ahead of the unfinished `node` it wrote, if that is wanted now."""
-        wanted = self.shape.lookahead > 0 and not node.finished and node not in self._parked
+        wanted = branch.aside is not None and not node.finished and node not in self._parked
         if wanted and not self.budget.waiting and self.engine.load().room:
+            branch.parked = True
             self._parked[node] = branch
             return True
         return False
@@ -134,15 +159,20 @@ class Writer:
         one_step = min(room, max(1, shape.cut.max_step_tokens - begun))
         if room < 1:
             raise BudgetSpent
-        ahead = not whole and not begin.greedy and shape.lookahead > 0 and self.engine.load().room
+        aside = None if whole or begin.greedy else self._aside(node)
         want = one_step
         if whole:
             want = min(room, max(shape.chunk, one_step))
-        elif ahead:
+        elif aside is not None:
             want = min(room, one_step + shape.lookahead)
-        hold = await self._hold(want, 1 if self.last_resort else one_step)
+        hold = None
+        try:
+            hold = await self._hold(want, 1 if self.last_resort else one_step)
+        finally:
+            if hold is None and aside is not None:
+                self.ahead.settle(0, 0, aside)
         begun_step = min(begun, shape.cut.max_step_tokens - 1)
-        cut = replace(shape.cut, begun=begun_step, halt=not whole and not ahead)
+        cut = replace(shape.cut, begun=begun_step, halt=not whole and aside is None)
         try:
             stream = self.engine.stream(
                 ids,
@@ -155,8 +185,15 @@ class Writer:
             )
         except BaseException:
             self.budget.release(hold, 0)
+            self.ahead.settle(0, 0, aside or 0.0)
             raise
-        return Branch(stream, hold, self.budget, self.ledger)
+        return Branch(stream, hold, self.budget, self.ledger, self.ahead, aside, node.value)
+
+    def _aside(self, node: Node) -> float | None:
+        """Whether what follows `node` may run ahead: tokens set aside for that."""
+        if not self.shape.lookahead or not self.engine.load().room:
+            return None
+        return self.ahead.worth(node.value)
 
     async def _hold(self, want: int, least: int) -> Hold:
         """Set tokens aside; where they are short, what runs ahead gives its own back first."""
