@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -19,6 +20,7 @@ from server.search import BestOfN, Strategy
 from server.search.strategy import BaseStrategy
 from server.types import Engine, Message, Prompt, Sampling, Scorer
 
+WHOLE = frozenset({"depth", "behaviours"})  # of a search, never of the stages it is made of
 ROLES = ("system", "user", "assistant")
 
 
@@ -122,20 +124,21 @@ class Preparer:
             raise BadRequest("messages must hold a user message with text", param="messages")
         return Prompt(tuple(messages), self.models.policy.tokenizer.render(messages))
 
-    def _fitted(self, strategy: Strategy) -> Strategy:
-        """The strategy with what the caller left open taken from the profile."""
+    def _fitted(self, strategy: Strategy, but: frozenset[str] = frozenset()) -> Strategy:
+        """The strategy with what the caller left open, `but` for some, taken from the profile."""
         if (default := self._defaults.get(strategy.kind)) is not None:
+            own = {name: value for name, value in set_in(default).items() if name not in but}
             try:
-                strategy = type(strategy).model_validate(set_in(default) | set_in(strategy))
+                strategy = type(strategy).model_validate(own | set_in(strategy))
             except ValidationError as error:
                 message = error.errors()[0]["msg"].removeprefix("Value error, ")
-                own = ", ".join(f"{k}: {v}" for k, v in set_in(default).items() if k != "kind")
+                has = ", ".join(f"{k}: {v}" for k, v in own.items() if k != "kind")
                 raise BadRequest(
-                    f"{strategy.kind} does not fit this server's profile, which has {own}: "
+                    f"{strategy.kind} does not fit this server's profile, which has {has}: "
                     f"{message}",
                     param="strategy",
                 ) from None
-        return strategy.fitted(self._fitted)
+        return strategy.fitted(partial(self._fitted, but=WHOLE))
 
     def _max_tokens(self, prompt: Prompt, context: int, asked: int | None) -> int:
         """Tokens of one answer: the caller's, or the profile's as far as the context allows."""

@@ -224,6 +224,19 @@ def test_the_profile_has_a_say_in_auto_and_in_its_stages() -> None:
     assert [stage.simulations for stage in stages] == [16, 32]
 
 
+def test_the_profiles_depth_and_behaviours_are_a_whole_searchs() -> None:
+    search = {
+        kind: {"depth": 3, "behaviours": ["self_correction"]} for kind in ("mcts", "best_of_n")
+    }
+    models = Models(FakeEngine(), Profile(name="p", search=search))
+    for strategy in (Auto(), MCTS()):
+        messages = [Message("user", "Q")]
+        fitted = Preparer(Limits(), models).prepare(messages=messages, strategy=strategy).strategy
+        stages = fitted.parts.values()
+        assert all(stage.depth is None and not stage.behaviours for stage in stages)
+        assert fitted.depth == (None if stages else 3)
+
+
 def test_stages_are_within_the_servers_limits() -> None:
     with pytest.raises(BadRequest, match=r"mcts\.simulations must be at most 20") as caught:
         prepared(Auto(), simulations=20)
