@@ -50,6 +50,7 @@ class Ask:
     seed: int | None = None
     n: int = 1  # best candidates wanted
     tenant: str | None = None
+    remarks: tuple[dict[str, Any], ...] = ()  # what is put on record before it runs
 
 
 class Preparer:
@@ -77,7 +78,7 @@ class Preparer:
 
         `sampling` holds the fields the caller set; the profile has the others.
         """
-        limits = self.limits
+        limits, given = self.limits, reward is not None
         prompt = self._render(messages)
         reward = reward or default_reward(self.models)
         reward.check(prompt)
@@ -86,6 +87,8 @@ class Preparer:
         strategy = self._fitted(strategy or BestOfN())
         check_bounds(strategy, limits)
         check_stop(strategy, self.models.policy)
+        if given:
+            check_steps(strategy, reward)
         check_n(n, strategy, limits)
         return Ask(
             prompt=prompt,
@@ -100,6 +103,7 @@ class Preparer:
             seed=seed,
             n=n,
             tenant=tenant,
+            remarks=remarks(strategy, reward, given=given),
         )
 
     def _judge(self, verify: AnyVerifier | None, prompt: Prompt) -> VerifierJudge | None:
@@ -227,6 +231,31 @@ def check_stop(strategy: BaseStrategy, policy: Engine, place: str = "strategy") 
         check_logprobs(policy, strategy.top_logprobs, f"{place}.stop")
     for at, part in strategy.parts.items():
         check_stop(part, policy, f"{place}.{at}")
+
+
+def check_steps(strategy: Strategy, reward: Reward) -> None:
+    """Refuse a reward of whole answers for a search that goes by the steps of unfinished ones."""
+    if strategy.stepwise and not reward.partial:
+        raise BadRequest(
+            f"{strategy.kind} with these parameters goes by scores of unfinished answers, of which "
+            f"the reward {reward.kind} says nothing: use a reward that does, or a strategy that "
+            "compares whole answers",
+            param="reward",
+        )
+
+
+def remarks(strategy: Strategy, reward: Reward, *, given: bool) -> tuple[dict[str, Any], ...]:
+    """What of the reward has no effect, as far as that is no reason to refuse a request."""
+    found = []
+    if given and not strategy.scored:
+        found.append(f"{strategy.kind} with choose {strategy.choose} asks no reward")
+    stepwise = {part.kind for part in (strategy, *strategy.parts.values()) if part.stepwise}
+    if stepwise and not reward.partial:
+        found.append(
+            f"the reward {reward.kind} says nothing of unfinished answers, whose scores "
+            f"{', '.join(sorted(stepwise))} goes by: all are worth the same"
+        )
+    return tuple({"decision": "reward", "reason": reason} for reason in found)
 
 
 def check_n(n: int, strategy: Strategy, limits: Limits) -> None:

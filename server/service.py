@@ -112,6 +112,8 @@ class Service:
         answers: list[Answer] = []
         if self._observer:
             self._observer.started(ask)
+        for remark in ask.remarks:
+            search.decide(**remark)
         try:
             await run_search(ask.strategy, search)
             if isinstance(ask.scorer, Settles) and (said := ask.scorer.settle(search.nodes)):

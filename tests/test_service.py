@@ -13,9 +13,10 @@ from server.ask import Ask, BudgetSpec, Preparer, strategies
 from server.config import HttpSettings, Limits, Settings
 from server.errors import BadRequest, EngineError, NoAnswer, Overloaded, PonderError
 from server.profiles import shipped
-from server.reward import Confidence, Consistency, Label, Models, Prm, Product
+from server.reward import Confidence, Consistency, Gate, Label, Models, Prm, Product, Sum
+from server.reward.composite import Weighted
 from server.reward.verifiers import Countdown
-from server.search import MCTS, Auto, Beam, BestOfN, Revise, Vote
+from server.search import DVTS, MCTS, Auto, Beam, BestOfN, Particles, Rebase, Revise, Vote
 from server.search.auto import Level
 from server.search.stopping import DeepConf
 from server.service import Service
@@ -301,6 +302,51 @@ def test_log_probabilities_that_a_policy_does_not_give_are_not_waited_for(
     with pytest.raises(BadRequest, match="log-probabilities") as caught:
         prepared(FakeEngine(most_logprobs=most))
     assert caught.value.param == param
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        Beam(),
+        DVTS(),
+        Rebase(),
+        Particles(),
+        MCTS(),
+        BestOfN(reject=0.5),
+    ],
+    ids=lambda strategy: strategy.kind,
+)
+def test_what_goes_by_steps_needs_a_reward_that_knows_them(strategy: Any) -> None:
+    it, knows = service(), Confidence()
+    for reward in (Countdown(), Consistency(), Sum(of=(Weighted(reward=Consistency()),))):
+        with pytest.raises(BadRequest, match="unfinished answers") as caught:
+            it.prepare(messages=ASKED, strategy=strategy, reward=reward)
+        assert caught.value.param == "reward"
+        it.prepare(messages=ASKED, strategy=BestOfN(), reward=reward)
+    it.prepare(messages=ASKED, strategy=strategy, reward=Gate(by=Countdown(), of=knows))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "reward", "reason"),
+    [
+        (Vote(n=2), Confidence(), "vote with choose majority asks no reward"),
+        (Vote(n=2), None, None),
+        (Vote(n=2, choose="weighted"), Confidence(), None),
+        (Auto(answers=2), Countdown(), "the reward countdown says nothing of unfinished answers"),
+        (MCTS(simulations=2), None, "the reward consistency says nothing of unfinished answers"),
+        (MCTS(simulations=2, granularity="solution"), None, None),
+    ],
+)
+def test_a_reward_without_effect_is_on_record(strategy: Any, reward: Any, reason: Any) -> None:
+    """The last two are of a server that has no other reward than consistency."""
+
+    async def ask(it: Service) -> Any:
+        return await it.reason(it.prepare(messages=ASKED, strategy=strategy, reward=reward))
+
+    _, sink = reasoned(ask, FakeEngine(most_logprobs=0 if reward is None else 20))
+    said = [d["reason"] for d in sink.traces[0].decisions if d.get("decision") == "reward"]
+    assert len(said) == (reason is not None)
+    assert not said or said[0].startswith(reason)
 
 
 def test_a_policy_without_log_probabilities_is_still_one() -> None:

@@ -80,6 +80,10 @@ class Composite(Config):
     def top_logprobs(self) -> int:
         return max(piece.top_logprobs for piece in self.pieces().values())
 
+    @property
+    def partial(self) -> bool:
+        return any(piece.partial for piece in self.pieces().values())
+
     def context(self, models: Models) -> int:
         return min(piece.context(models) for piece in self.pieces().values())
 

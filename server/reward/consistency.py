@@ -50,6 +50,10 @@ class Consistency(Config):
     )
     by: By = Field("policy", description="of cluster judge: the policy, or the server's judge")
 
+    @property
+    def partial(self) -> bool:
+        return False
+
     def scorer(self, models: Models) -> Scorer:
         grader = None
         if self.cluster == "judge":

@@ -39,6 +39,11 @@ class Config(BaseModel):
         """How many of the likeliest tokens' log-probabilities it needs of each sampled one."""
         return 0
 
+    @property
+    def partial(self) -> bool:
+        """Whether it tells answers apart that are not finished."""
+        return True
+
     def context(self, models: Models) -> int:
         """The longest path, with its prompt, that can be written and scored; in policy tokens."""
         return models.policy.context

@@ -36,6 +36,10 @@ class Orm(Config):
     # The value of an answer that is not finished, or longer than the model can read.
     unknown: float = Field(0.5, ge=0, le=1, allow_inf_nan=False)
 
+    @property
+    def partial(self) -> bool:
+        return False
+
     def context(self, models: Models) -> int:
         policy = models.policy.context
         return policy if models.orm is None else min(policy, models.orm.context)

@@ -72,6 +72,10 @@ class Beam(BaseStrategy):
     )
     choose: Choice = "best"
 
+    @property
+    def stepwise(self) -> bool:
+        return True
+
     async def run(self, search: Search) -> None:
         rungs: defaultdict[int, Rung] = defaultdict(Rung)
 

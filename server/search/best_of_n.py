@@ -67,6 +67,10 @@ class BestOfN(BaseStrategy):
             raise ValueError("reject_every needs reject, the share given up at each decision")
         return self
 
+    @property
+    def stepwise(self) -> bool:
+        return self.reject > 0
+
     async def run(self, search: Search) -> None:
         if self.reject:
             return Race(search, self).start()

@@ -31,6 +31,10 @@ class DVTS(BaseStrategy):
     )
     choose: Choice = "best"
 
+    @property
+    def stepwise(self) -> bool:
+        return True
+
     async def run(self, search: Search) -> None:
         for _ in range(self.trees):
             search.spawn(self._descend(search))

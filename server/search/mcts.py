@@ -94,6 +94,10 @@ class MCTS(BaseStrategy):
             raise ValueError("futile needs granularity step: the steps of a rollout have no score")
         return self
 
+    @property
+    def stepwise(self) -> bool:
+        return self.granularity == "step"
+
     async def run(self, search: Search) -> None:
         flights = Flights()
         tickets = iter(range(self.simulations))  # shared: each simulation takes one

@@ -47,6 +47,10 @@ class Particles(BaseStrategy):
     )
     choose: Choice = "best"
 
+    @property
+    def stepwise(self) -> bool:
+        return True
+
     async def run(self, search: Search) -> None:
         if self.lockstep:
             await self._filter(search)

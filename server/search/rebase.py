@@ -33,6 +33,10 @@ class Rebase(BaseStrategy):
     )
     choose: Choice = "weighted"
 
+    @property
+    def stepwise(self) -> bool:
+        return True
+
     async def run(self, search: Search) -> None:
         parents = [search.root] * self.n
         while parents:

@@ -36,6 +36,16 @@ class BaseStrategy(BaseModel):
         return 0
 
     @property
+    def scored(self) -> bool:
+        """Whether a score of an answer has any effect."""
+        return True
+
+    @property
+    def stepwise(self) -> bool:
+        """Whether it goes by scores of answers that are not finished."""
+        return False
+
+    @property
     def parts(self) -> Mapping[str, BaseStrategy]:
         """The strategies that it is made of, by their place in it."""
         return {}

@@ -36,6 +36,10 @@ class Verifier(Config):
 
     verifies: ClassVar[bool] = True
 
+    @property
+    def partial(self) -> bool:
+        return False
+
     def permit(self, tools: Tools) -> None:
         """Raise `BadRequest` if the server's settings do not allow it."""
 
