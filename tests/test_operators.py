@@ -266,6 +266,8 @@ def test_a_right_answer_ends_the_search(strategy: Any) -> None:
     right = [n for n in ran.search.nodes if n.outcome == 1]
     assert len(right) == 1
     assert ran.search.solved
+    (decision,) = ran.search.decisions
+    assert (decision["decision"], decision["node"]) == ("stop", right[0].id)
     assert judge.asked == len([n for n in ran.search.nodes if n.outcome is not None])
     assert ran.engine.open_streams == 0
     assert judge.asked < 20

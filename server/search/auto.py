@@ -144,8 +144,6 @@ class Auto(BaseStrategy):
             reason = f"an answer scored {now.best_score:.3f}, at least {self.stop_at:g}"
         elif sampled and now.lead > self.agree and now.difficulty <= self.levels[0].difficulty:
             reason = f"{now.agreement:.0%} of {now.answers} samples agree"
-        elif search.solved:
-            reason = "an answer was found right"
         if reason:
             search.decide(decision="stop", reason=reason)
         return reason is not None

@@ -331,8 +331,9 @@ class Search:
         if self.judge is None or not node.ended or node.outcome is not None:
             return
         node.outcome = await self.judge.verdict(self.prompt, node.text())
-        if node.outcome is not None and node.outcome >= 1:
+        if node.outcome is not None and node.outcome >= 1 and not self.solved:
             self.solved = True
+            self.decide(decision="stop", reason="an answer was found right", node=node.id)
             self._halt()
 
     async def _run(self, strategy: Runs) -> None:
