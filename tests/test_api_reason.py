@@ -66,6 +66,34 @@ async def test_include_adds_steps_scores_and_tree() -> None:
         assert by_key[tuple(step["key"])]["text"] == step["text"]
 
 
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        {"kind": "revise", "revisions": 1, "reflect": True},
+        {"kind": "revise", "revisions": 1, "by": "wait"},
+    ],
+    ids=str,
+)
+async def test_the_tree_tells_what_the_trace_does(strategy: dict[str, Any]) -> None:
+    confidence = {"kind": "confidence"}
+    asked = {
+        "question": "Why?",
+        "strategy": strategy,
+        "reward": {"kind": "product", "of": [confidence, confidence]},
+        "include": ["tree"],
+    }
+    async with client(world()) as http:
+        reply = (await http.post(REASON, json=asked)).json()
+        trace = (await http.get(f"/v1/traces/{reply['trace_id']}")).json()
+    for node, record in zip(reply["tree"], trace["nodes"], strict=True):
+        for name in ("fresh", "aside", "forced", "behaviour"):
+            assert node[name] == record[name]
+        assert node["parts"] == {part["name"]: part["raw"] for part in record["parts"]}
+    turns = ("forced",) if strategy.get("by") else ("fresh", "aside")
+    for name in (*turns, "parts"):
+        assert any(node[name] for node in reply["tree"])
+
+
 async def test_same_seed_same_answer() -> None:
     assert (await ask(strategy=BEAM))["answers"] == (await ask(strategy=BEAM))["answers"]
 

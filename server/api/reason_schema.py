@@ -80,8 +80,12 @@ class NodeReply(BaseModel):
     key: list[int]
     text: str
     tokens: int
+    forced: int  # of these, so many at the front were put in the policy's mouth
     behaviour: str | None  # of the operator it was written under
+    fresh: bool  # a new answer begins here
+    aside: bool  # its turn's end is not the answer's end
     raw: float | None
+    parts: dict[str, float]  # of a reward made of others: what each said of this step
     score: float | None
     outcome: float | None
     prior: float | None
