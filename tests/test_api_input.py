@@ -197,6 +197,15 @@ async def test_big_body_is_refused_before_it_is_parsed(length: bool) -> None:
     assert str(parts.settings.limits.body_bytes) in error["message"]
 
 
+@pytest.mark.parametrize(("given", "why"), [(True, "which tokens"), (False, "gives none")])
+async def test_a_policy_behind_a_chat_has_no_logprobs_to_show(given: bool, why: str) -> None:
+    remote = {"kind": "http", "url": "http://x", "model": "fake", "dialect": "chat"}
+    parts = world(policy=remote | {"logprobs": given})
+    status, error, _ = await refused(parts, json.dumps({**GOOD, "logprobs": True}).encode())
+    assert (status, error["param"]) == (400, "logprobs")
+    assert why in error["message"]
+
+
 OFF: list[dict[str, Any]] = [
     {"tools": []},
     {"tool_choice": "none"},

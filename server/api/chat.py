@@ -104,8 +104,9 @@ def _check_n(parts: Parts, asked: ChatRequest) -> None:
 def _check_logprobs(parts: Parts, asked: ChatRequest) -> None:
     policy = parts.settings.policy
     if asked.logprobs and isinstance(policy, HttpSettings) and policy.dialect == "chat":
+        why = "does not tell which tokens its text is made of" if policy.logprobs else "gives none"
         raise BadRequest(
-            "'logprobs' is not supported: this policy's server gives none; leave it out",
+            f"'logprobs' is not supported: this policy's server {why}; leave it out",
             param="logprobs",
         )
 
