@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -11,12 +12,14 @@ from hypothesis import strategies as st
 
 from server.budget import Budget
 from server.errors import EngineError
+from server.profiles import AnswerProfile
 from server.search import DVTS, MCTS, Beam, BestOfN, Particles, Rebase, Vote
+from server.search.answers import rank
 from server.search.core import Search, run_search
 from server.search.events import PruneEvent, ScoreEvent, StepEvent
 from server.search.operators import policy_ids
 from server.search.writer import Shape
-from server.types import Cut, Node, Stop
+from server.types import Cut, Node, Prompt, Score, Stop
 from tests.fakes import FakeEngine, FakeScorer
 from tests.searching import PROMPT, Ran, searched
 from tests.virtual import run
@@ -198,6 +201,55 @@ def test_without_an_answer_the_reserve_finishes_the_best_path(seed: int) -> None
 
     assert not ran(0).search.answered
     assert ran(80).search.answered
+
+
+class Rambling(FakeEngine):
+    """One of the first steps is `9`, and what follows says `nine` again and again; after the
+    other comes `five`."""
+
+    nine, five = "9\n", "Answer: 5\0"
+
+    def stream(self, prompt_ids: Any, **how: Any) -> Any:
+        stream = super().stream(prompt_ids, **how)
+        said = prompt_ids[len(PROMPT.ids) :]
+        first = "95"[self.requests % 2] + "\n"
+        text = first if not said else self.nine * 99 if said[0] == ord("9") else self.five
+        stream.ids = [*map(ord, text)][: how["max_tokens"]]
+        return stream
+
+
+class Nines:
+    name = version = "nines"
+
+    async def score(self, prompt: Prompt, path: Sequence[Node]) -> Score:
+        # The second of two siblings that go on with a nine is worth less than a five.
+        second = len(path) > 1 and path[-1].key[-1] == 1
+        value = 0.05 if second else 0.9 if path[0].text().startswith("9") else 0.1
+        return Score(value, (value,) * len([n for n in path if n.raw is None]))
+
+
+@pytest.mark.parametrize(
+    ("nine", "five", "chosen", "reason"),
+    [
+        ("9\n", "Answer: 5\0", "5", "stop"),  # nothing but the one that was given up can end
+        ("Answer: 9\n", "Answer: 5\0", "9", "length"),  # truncated, and yet an answer
+        ("9\n", "5" * 99, None, "length"),  # the one that was scored
+    ],
+)
+def test_paths_that_ran_out_of_tokens_are_no_reason_for_a_worse_answer(
+    nine: str, five: str, chosen: str | None, reason: str
+) -> None:
+    engine, profile = Rambling(), AnswerProfile(pattern=r"Answer: (\d)")
+    engine.nine, engine.five = nine, five
+    scorer: Any = Nines()
+    beam = Beam(width=1, branch=2)
+    ran = searched(beam, engine=engine, scorer=scorer, max_tokens=30, answer=profile)
+    answer = rank(ran.search.nodes, "best", profile)[0]
+    assert (answer.final, answer.finish_reason) == (chosen, reason)
+    assert (answer.score is None) == (reason == "stop")
+    fives = [n for n in ran.search.nodes if n.text().startswith("5")]
+    assert len(fives) == (1 if chosen == "9" else 2)
+    assert_settled(ran)
 
 
 def test_at_the_soft_deadline_the_rest_of_the_time_is_for_an_answer() -> None:

@@ -273,6 +273,12 @@ class Search:
         return any(n.ended for n in self.nodes)
 
     @property
+    def _answered_short(self) -> bool:
+        """Whether some truncated path holds an answer that the profile's pattern finds."""
+        cut = (n for n in self.nodes if n.finished and not n.ended)
+        return self.answer.pattern is not None and any(self.key(n) is not None for n in cut)
+
+    @property
     def kept(self) -> int:
         """Policy tokens in the tree, merged siblings counted as often as they were sampled."""
         return sum(n.step.sampled * n.multiplicity for n in self.nodes if n.step)
@@ -350,13 +356,17 @@ class Search:
             self._halt()
 
     async def _finish(self) -> None:
-        """Write the best open path to its end with the tokens held back for that."""
+        """Write the best open path to its end with the tokens held back for that.
+
+        One that was given up only if no truncated path, which nothing can follow, says what its
+        answer is: that was found good, the other would be an answer that nobody has scored.
+        """
         self._cut = Stop.LENGTH
         self.writer.last_resort = True
         self.budget.reserve = 0
         leaves = (n for n in self.nodes if not n.finished and not n.children)
         leaf = max(leaves, key=lambda n: (not n.pruned, n.value, n.depth), default=None)
-        if leaf is not None:
+        if leaf is not None and not (leaf.pruned and self._answered_short):
             await self.grow(leaf, until=Stop.END, score=False, operator=self._plain(leaf))
 
 
