@@ -54,7 +54,7 @@ def race(
     ("n", "reject", "every"), [(16, 0.5, 1), (16, 0.3, 2), (12, 0.75, 3), (1, 0.5, 1), (5, 0.1, 1)]
 )
 def test_in_lockstep_it_is_the_papers(n: int, reject: float, every: int, seed: int) -> None:
-    strategy = BestOfN(n=n, reject=reject, reject_every=every)
+    strategy = BestOfN(n=n, reject=reject, reject_every=every if reject else 1)
     ran = race(strategy, seed, LOCKSTEP, 40, FakeScorer(delay=0.01))
     nodes, lost, best = speculative_rejection(wholes(seed, LOCKSTEP, 40), n, reject, every)
     # A second child is of the time after the race: no answer was ended by the policy itself.
@@ -104,7 +104,7 @@ def test_books_balance_under_any_budget(
     calls: int | None,
 ) -> None:
     budget = {"tokens": tokens, "concurrency": concurrency, "calls": calls}
-    strategy = BestOfN(n=n, reject=reject, reject_every=every)
+    strategy = BestOfN(n=n, reject=reject, reject_every=every if reject else 1)
     ran = searched(strategy, seed=seed, budget={**budget, "reserve": tokens // 4})
     search = ran.search
     assert ran.tasks == ran.engine.open_streams == search.budget.held == 0
