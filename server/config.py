@@ -221,7 +221,10 @@ class Settings(Frozen):
     )
     profile: ProfileName | None = Field(None, description="overrides the policy's")
     speculation: int = Field(
-        0, ge=0, description="tokens that an open branch may run ahead of its scorer; 0: none"
+        0,
+        ge=0,
+        description="tokens that a branch may run ahead of its scorer, while the engine has room "
+        "and at most 15 % of what is generated is thrown away; 0: none",
     )
     limits: Limits = Limits()
     scheduling: Scheduling = Scheduling()
