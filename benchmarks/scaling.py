@@ -61,7 +61,7 @@ STRATEGIES: Mapping[str, Grow] = {
     "revise": lambda n: Revise(chains=max(1, n // 4), revisions=min(n, 4) - 1, history="last"),
     "auto": lambda n: Auto(probe=min(n, 2), answers=n),
 }
-GATED = ("vote, weighted", "mcts", "auto")
+GATED, GATE = ("vote, weighted", "mcts", "auto"), ", gated"
 
 
 class Line(NamedTuple):
@@ -73,7 +73,7 @@ class Line(NamedTuple):
 
     @property
     def title(self) -> str:
-        return self.name + (", gated" if self.gated else "")
+        return self.name + (GATE if self.gated else "")
 
 
 LINES = [
@@ -209,11 +209,14 @@ def plot(tables: Mapping[str, list[dict[str, Any]]], into: Path) -> None:
     ):
         for name in dict.fromkeys(r["strategy"] for r in rows):
             line = [r for r in rows if r["strategy"] == name]
+            place = list(STRATEGIES).index(name.removesuffix(GATE))
             axes.errorbar(
                 [r["policy_tokens"] for r in line],
                 [r["accuracy"] for r in line],
                 [r["standard_error"] for r in line],
-                marker="o",
+                color=f"C{place % 10}",
+                marker="os"[place // 10],
+                linestyle="--" if name.endswith(GATE) else "-",
                 capsize=2,
                 label=name,
             )
