@@ -29,10 +29,10 @@ from server.search import MCTS, Beam, BestOfN, Particles, Strategy
 from server.service import Service
 from server.types import Sampling, Stop
 
-ROUNDS = 5
-QUICK = 2
+ROUNDS = 3
+QUICK = 1
 LOOKAHEADS = (0, 16)  # tokens that an open branch may run ahead: `speculation`
-ALONE = 16  # puzzles, one after the other
+ALONE = 8  # puzzles, one after the other
 LATENCY = ", one at a time"
 Row = Callable[[Service], Awaitable[tuple[int, int]]]  # -> policy tokens, of them discarded
 
@@ -57,8 +57,8 @@ async def stepwise_row(service: Service) -> tuple[int, int]:
 
     async def answer(ids: tuple[int, ...]) -> None:
         nonlocal made
-        stop = Stop.STEP
-        while stop is Stop.STEP:
+        stop, most = Stop.STEP, len(ids) + service.profile.max_tokens
+        while stop is Stop.STEP and len(ids) < most:
             stream = policy.stream(
                 ids, max_tokens=cut.max_step_tokens, seed=None, sampling=Sampling(), cut=cut
             )

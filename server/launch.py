@@ -180,6 +180,7 @@ async def built(settings: Settings, stack: AsyncExitStack) -> tuple[Service, Fas
     # quarter of this process's CPU.
     gc.collect()
     gc.freeze()
+    stack.callback(gc.unfreeze)  # or libraries take what is left at the end for leaks
     return service, app
 
 
