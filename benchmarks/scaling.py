@@ -6,6 +6,8 @@ Two sets of puzzles: 200 held-out ones, and ranks 901-1000 of the list of Tree o
 (arXiv 2305.10601; its test set, which the stand-in pair did not hold out). A row is one size of one
 strategy: the single chosen answer, means over seeds, the standard error over puzzles of the means
 over seeds. `gated` rows have the rules of the game as a verifier (`verify`).
+
+A seed takes about half an hour; with `--book` it can be broken off and goes on with the next call.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
-from benchmarks.common import FOLDER, Report, arguments
+from benchmarks.common import Report, arguments
 from benchmarks.puzzles import Puzzle, held_out, messages, question, ranked
 from benchmarks.replay import replaying, tape
 from benchmarks.search import correct
@@ -202,7 +204,7 @@ def falls(rows: list[dict[str, Any]]) -> float:
 
 
 def plot(tables: Mapping[str, list[dict[str, Any]]], into: Path) -> None:
-    """One panel a set; PNG and SVG."""
+    """One panel a set; PNG and SVG beside `into`."""
     figure = Figure(figsize=(7 * len(tables), 6), layout="constrained")
     for axes, (title, rows) in zip(
         figure.subplots(1, len(tables), squeeze=False)[0], tables.items(), strict=True
@@ -264,7 +266,8 @@ async def main() -> None:
     for title, rows in tables.items():
         report.table(title, rows)
         judge(report, title, rows)
-    plot(tables, FOLDER / "results" / "scaling.png" if chosen.json else Path("scaling.png"))
+    if chosen.json:
+        plot(tables, chosen.json)
     report.write(chosen.json)
 
 

@@ -1,6 +1,7 @@
 """Ponder beside its_hub 1.2.0, optillm 0.4.0 and TreeQuest 0.3.3, on the same engines.
 
-`python -m benchmarks.peers [--quick] [--only SYSTEMS] [--methods METHODS] [--json PATH]`
+`python -m benchmarks.peers [--quick] [--only SYSTEMS] [--methods METHODS] [--alone N]
+[--json PATH]`
 
 One vLLM server for the policy and one for the PRM serve every row but those "in process". All
 systems get the same held-out puzzles, the same temperature, token limits and step delimiter, and
@@ -49,6 +50,7 @@ N, WIDTH = 16, 4
 TOKENS = 960  # policy tokens that 16 answers take
 ENGINE = ("--max-num-seqs=256", f"--kv-cache-memory-bytes={1 << 29}", "--max-model-len=512")
 QUIET = ("--uvicorn-log-level=warning",)
+SCALE_OUT = ("--enable-scale-out",)  # tokens in, tokens out: as configs/remote.yaml has it
 COUNTED = ("--middleware=benchmarks.peers.occupancy.Counted",)
 
 
@@ -57,6 +59,7 @@ def chosen_options() -> argparse.Namespace:
     parser.add_argument("--only", type=names, help=f"of {', '.join(s.name for s in SYSTEMS)}")
     parser.add_argument("--methods", type=names, help="such as best_of_n,beam")
     parser.add_argument("--puzzles", type=int, help=f"{PUZZLES} if not set")
+    parser.add_argument("--alone", type=int, help="puzzles one at a time; as many if not set")
     parser.add_argument("--at-once", type=int, choices=(1, TOGETHER), help="both if not set")
     return parser.parse_args()
 
@@ -78,7 +81,12 @@ async def servers(profile: Profile) -> AsyncIterator[Servers]:
     pooler = {"task": "token_classify", "tok_pooling_type": "STEP", "step_tag_id": step_id}
     common = (*ENGINE, *QUIET)
     policy = vllm_server(
-        str(ROOT / "models" / "policy"), "--served-model-name=policy", *POLICY, *COUNTED, *common
+        str(ROOT / "models" / "policy"),
+        "--served-model-name=policy",
+        *POLICY,
+        *SCALE_OUT,
+        *COUNTED,
+        *common,
     )
     prm = vllm_server(
         str(ROOT / "models" / "prm"),
@@ -194,7 +202,8 @@ class Bench:
         self, own: Worker, system: System, method: str, at_once: int, at: Servers | None
     ) -> None:
         few = at_once == 1 and method in system.slow
-        puzzles = held_out(min(self._count, FEW) if few else self._count)
+        count = self._options.alone if at_once == 1 and self._options.alone else self._count
+        puzzles = held_out(min(count, FEW) if few else count)
         job = job_for(method, puzzles, at_once, self._profile, at)
         self.runs.append(run_of(system, job, puzzles, await own.run(job)))
         self._advance()
