@@ -57,7 +57,7 @@ class View:
             if branch := self.branches.get(tuple(data["key"])):
                 branch.pruned = True
         elif name == "decision":
-            self.decisions.append(decided(data))
+            self.decisions.append(_decision(data))
         elif name == "answer":
             self.answer = self.answer or data  # the chosen one comes first
         elif name == "usage":
@@ -141,10 +141,15 @@ def _draw(view: View, console: Console) -> RenderableType:
     return Group(view.tree(lines), decisions, view.status())
 
 
+def _decision(data: dict[str, Any]) -> str:
+    """A decision as a line, without what every event of a stream has."""
+    return decided({k: v for k, v in data.items() if k not in ("type", "sequence_number")})
+
+
 def plain(name: str, data: dict[str, Any], view: View) -> str | None:
     """An event as a line; None where it says nothing that `view` or the result does not."""
     if name == "decision":
-        return decided(data)
+        return _decision(data)
     if name not in ("step", "score", "prune"):
         return None
     branch = view.branches.get(tuple(data["key"]))

@@ -159,7 +159,8 @@ def test_text_of_the_policy_is_no_markup() -> None:
 async def test_a_decision_is_a_line() -> None:
     screen = console(terminal=False)
     facts = {"decision": "search", "strategy": {"kind": "mcts"}, "reason": "difficulty up to 1"}
-    await show(told([("decision", facts), *EVENTS]), "Make 24.", screen)
+    event = {"type": "decision", "sequence_number": 3, **facts}
+    await show(told([("decision", event), *EVENTS]), "Make 24.", screen)
     assert printed(screen).splitlines()[0] == (
         'decision     decision=search  strategy={"kind": "mcts"}  reason=difficulty up to 1'
     )
