@@ -11,8 +11,9 @@ import asyncio
 import logging
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from itertools import count
 from pathlib import Path
@@ -49,6 +50,7 @@ CPU_ARGUMENTS: dict[str, Any] = {
     "block_size": 32,  # vLLM's 128 caches a prefix in steps of 128 tokens
     "kv_cache_memory_bytes": 1 << 29,  # vLLM's default is nearly all memory, for each engine
 }
+YIELDING = 10  # niceness: about a tenth of a core's time while others want it, all of it otherwise
 BACKOFF = (1.0, 2.0, 5.0, 15.0, 60.0)  # seconds before each attempt to restart; the last repeats
 
 GRACE = 2.0  # seconds that an engine's process has to end before it is killed: it keeps nothing
@@ -150,7 +152,8 @@ class Meter(PrometheusStatLogger):
 class Llm:
     """An `AsyncLLM` that comes back. `on_exit` is called at its death if settings say "exit".
 
-    From its death until it serves again, `engine` raises `EngineDead` at once.
+    From its death until it serves again, `engine` raises `EngineDead` at once. On a CPU one that
+    is `yielding` leaves the cores to the others while they want them.
     """
 
     def __init__(
@@ -159,6 +162,7 @@ class Llm:
         *,
         defaults: Mapping[str, Any] | None = None,
         on_exit: Callable[[], None] = terminate,
+        yielding: bool = False,
     ):
         self.name = settings.name or Path(settings.model).name
         self.capacity = settings.max_num_seqs
@@ -166,6 +170,7 @@ class Llm:
         self._settings = settings
         self._defaults = defaults
         self._on_exit = on_exit
+        self._yielding = yielding and current_platform.is_cpu()
         self._engine: AsyncLLM | None = None
         self._meter: Meter
         self._kv_tokens = 0  # that the KV cache holds
@@ -185,6 +190,8 @@ class Llm:
             engine._run_output_handler()
             # It ends when the engine's process does, after telling every open request.
             engine.output_handler.add_done_callback(lambda _: self._died(engine))
+        if self._yielding:
+            _yield_cores(engine)
         assert engine.logger_manager is not None
         loggers = engine.logger_manager.stat_loggers
         self._meter = next(m for m in loggers if isinstance(m, Meter))
@@ -259,6 +266,18 @@ class Llm:
                 self.restarts += 1
                 log.warning("engine %s restarted", self.name)
                 return
+
+
+def _yield_cores(engine: AsyncLLM) -> None:
+    """Linux keeps niceness by the thread; a new one has that of the one that begins it."""
+    manager = engine.engine_core.resources.engine_manager
+    if sys.platform != "linux" or manager is None:
+        return
+    for process in manager.processes:
+        for thread in Path(f"/proc/{process.pid}/task").iterdir():
+            with suppress(ProcessLookupError):  # it has ended
+                now = os.getpriority(os.PRIO_PROCESS, int(thread.name))
+                os.setpriority(os.PRIO_PROCESS, int(thread.name), now + YIELDING)
 
 
 async def _shut_down(engine: AsyncLLM) -> None:

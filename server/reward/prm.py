@@ -55,7 +55,9 @@ class VllmPooling:
             "runner": "pooling",
             "pooler_config": PoolerConfig(task=TASK, tok_pooling_type="ALL"),
         }
-        self._llm = Llm(settings, defaults=self._arguments, on_exit=on_exit)
+        # A scorer that keeps the policy from its core gets many small batches, and the policy fewer
+        # tokens; one that waits finds more to read at once.
+        self._llm = Llm(settings, defaults=self._arguments, on_exit=on_exit, yielding=True)
         self._engine = settings
         self._activation = activation
         self.name = self._llm.name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM, LlamaModel
 
+from server.engine.llm import YIELDING
 from server.engine.vllm import VllmEngine
 from server.profiles import shipped
 from server.reward import Label, Models, Prm
@@ -232,3 +234,18 @@ async def test_labels_are_those_of_transformers(policy_engine: VllmEngine) -> No
             errors.append(abs(given.value - float(torch.softmax(logits[labels], 0)[0])))
     print(f"labels: mean error {fmean(errors):.2e}, largest {max(errors):.2e}")
     assert max(errors) < ROUNDING
+
+
+async def test_on_a_cpu_the_prm_leaves_the_cores_to_the_policy(
+    policy_engine: VllmEngine, prm: VllmPrm
+) -> None:
+    """A scorer waits for the policy anyway, and finds more to read at once if it waits."""
+
+    def niceness(engine: VllmEngine | VllmPrm) -> set[int]:
+        (process,) = engine._llm.engine.engine_core.resources.engine_manager.processes
+        threads = Path(f"/proc/{process.pid}/task").iterdir()
+        return {os.getpriority(os.PRIO_PROCESS, int(thread.name)) for thread in threads}
+
+    ours = os.getpriority(os.PRIO_PROCESS, 0)
+    assert niceness(policy_engine) == {ours}
+    assert niceness(prm) == {ours + YIELDING}
