@@ -7,18 +7,25 @@ is cut and read, and of every number, which transformers computes again from the
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from prometheus_client import CollectorRegistry
 
+from server.api.app import create_app
 from server.launch import built, profile_of
+from server.metrics import Metrics
 from server.profiles import shipped
-from server.reward import default_reward
+from server.reward import build_prm, default_reward
+from server.service import Service
 from server.settings import load_settings
+from server.traces.local import make_store
 from server.types import Message
-from tests.integration.families import FAMILIES
+from tests.integration.families import FAMILIES, LLAMA, SHEPHERD, SKYWORK, Reading
 from tests.integration.family_checks import (
     QUESTION,
     Data,
@@ -49,14 +56,37 @@ async def world(
 ) -> AsyncIterator[World]:
     family = FAMILIES[request.param]
     folder = tmp_path_factory.mktemp("models")  # a name that no profile matches
-    config = folder / "ponder.yaml"
-    prm = {"engine": engine(family.prm.name), **family.prm.settings}
-    traces = {"folder": "./traces", "fsync": "never"}
-    config.write_text(yaml.safe_dump({"policy": engine(family.name), "prm": prm, "traces": traces}))
+    config = configured(folder, family.name, family.prm)
     policy, reader = family.make(folder), family.prm.make(folder)
     async with AsyncExitStack() as stack:
         service, app = await built(load_settings(config, {}), stack)
         yield World(family, policy, reader, config, service, app)
+
+
+def configured(folder: Path, policy: str, reading: Reading) -> Path:
+    config = folder / f"{reading.profile}.yaml"
+    prm = {"engine": engine(reading.name), **reading.settings}
+    traces = {"folder": f"./{reading.profile}", "fsync": "never"}
+    config.write_text(yaml.safe_dump({"policy": engine(policy), "prm": prm, "traces": traces}))
+    return config
+
+
+@asynccontextmanager
+async def paired(world: World, reading: Reading) -> AsyncIterator[World]:
+    """The policy that runs, with another PRM than its own; only that is started."""
+    folder, family = world.config.parent, replace(world.family, prm=reading)
+    config, reader = configured(folder, family.name, reading), reading.make(folder)
+    settings = load_settings(config, {})
+    assert settings.prm is not None
+    async with AsyncExitStack() as stack:
+        prm, traces = build_prm(settings.prm, world.profile), make_store(settings.traces)
+        for part in (prm, traces):
+            stack.push_async_callback(part.close)
+            await part.start()
+        models = replace(world.service.models, prm=prm)
+        service = Service(settings, models, traces=traces)
+        app = create_app(service, settings, traces, Metrics(CollectorRegistry()))
+        yield World(family, world.policy, reader, config, service, app)
 
 
 def test_the_family_is_chosen_by_name(world: World) -> None:
@@ -137,3 +167,13 @@ async def test_revise(world: World) -> None:
         check_forced(world, trace, strategy)
     else:
         check_second_turn(world, trace)
+
+
+@pytest.mark.parametrize("world", [LLAMA.profile], indirect=True)
+@pytest.mark.parametrize("reading", [SHEPHERD, SKYWORK], ids=lambda reading: reading.profile)
+async def test_llama_3_with_another_s_prm(world: World, reading: Reading) -> None:
+    """Its own profile names RLHFlow's kind; a PRM's name says when it is of another."""
+    async with paired(world, reading) as pair:
+        test_the_family_is_chosen_by_name(pair)
+        await test_beam(pair)
+        await test_best_of_n(pair)
