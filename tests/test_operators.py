@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from server.profiles import shipped
-from server.search import Beam, BestOfN, Revise
+from server.profiles import AnswerProfile, shipped
+from server.search import MCTS, Beam, BestOfN, Revise
 from server.search.core import Search
 from server.search.operators import conversation, policy_ids
+from server.search.record import node_records
 from server.types import Behaviour, Message, Node, Operator, Prompt, Stop
 from tests.fakes import EOS, FakeEngine
 from tests.searching import PROMPT, Ran, searched
@@ -143,6 +144,32 @@ def test_any_strategy_takes_behaviours(strategy: type[Beam] | type[BestOfN]) -> 
         assert child.behaviour == wanted
     deeper = {n.behaviour for n in ran.search.nodes if n.depth > 1 and n.fresh}
     assert deeper == ({"self_correction"} if strategy is Beam else set())
+
+
+def test_a_tree_search_over_the_six_behaviours() -> None:
+    """The children of a node begin with them in turn, until an aside is over: then the task is
+    completed. Each was asked for in its own words, and the trace names it."""
+    six = tuple(Behaviour)
+    strategy = MCTS(simulations=24, branch=6, behaviours=six)
+    ran = searched(strategy, operators=OPERATORS, engine=FakeEngine(p_end=0.15))
+    seen = set()
+    for node in ran.search.nodes[1:]:
+        assert node.parent is not None
+        before, action = node.parent.step, six[node.key[-1] % 6]
+        if before is not None and before.stop is Stop.END:
+            action = Behaviour.TASK_COMPLETION
+        if before is None and OPERATORS[action].fresh:  # nothing is written that it could revise
+            assert (node.behaviour, node.prompt) == (None, None)
+            continue
+        assert node.behaviour == action
+        role, said = contents(node)[-1]
+        assert role == "user" and said.endswith(OPERATORS[action].ask)
+        assert (node.fresh, node.aside) == (OPERATORS[action].fresh, OPERATORS[action].aside)
+        seen.add((action, node.depth > 1))
+    assert {action for action, deep in seen if deep} == set(six)
+    records = node_records(ran.search, AnswerProfile(), lambda node: None)
+    assert [r.behaviour for r in records] == [n.behaviour for n in ran.search.nodes]
+    assert ran.search.answered and ran.search.root.visits >= 24
 
 
 @pytest.mark.parametrize("first", [Behaviour.SELF_CORRECTION, Behaviour.PROBLEM_ANALYSIS])

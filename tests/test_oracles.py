@@ -7,13 +7,14 @@ from functools import cache
 
 import pytest
 
-from server.search import MCTS, Beam, BestOfN, Vote
+from server.profiles import shipped
+from server.search import MCTS, Beam, BestOfN, Revise, Vote
 from server.search.writer import seed_of
-from server.types import Sampling
+from server.types import Behaviour, Message, Sampling, Stop
 from tests.fakes import EOS, CodePoints, FakeEngine, write
-from tests.oracles import textbook
+from tests.oracles import revision, textbook
 from tests.oracles.textbook import Key, Made
-from tests.searching import searched
+from tests.searching import PROMPT, Ran, searched
 
 SEEDS = range(8)
 P_END, LENGTH = 0.3, 1.2  # short steps, so that equal siblings occur
@@ -23,10 +24,11 @@ def engine() -> FakeEngine:
     return FakeEngine(p_end=P_END, length=LENGTH)
 
 
-def steps_of(seed: int, key: Key) -> list[list[int]]:
-    """What the fake engine writes when asked at `key`, cut into steps."""
+def steps_of(seed: int, key: Key, begun: int = 0) -> list[list[int]]:
+    """What the fake engine writes when asked at `key`, cut into steps; `begun` tokens of the
+    first one are there already."""
     steps: list[list[int]] = [[]]
-    for token in write(seed_of(seed, key, 0), Sampling(), P_END, LENGTH):
+    for token in write(seed_of(seed, key, begun), Sampling(), P_END, LENGTH):
         steps[-1].append(token)
         if token == ord("\n"):
             steps.append([])
@@ -119,3 +121,64 @@ def test_equal_siblings_are_merged_and_counted() -> None:
         if node.children:
             assert sum(c.multiplicity for c in node.children) == 12
             assert len({c.text() for c in node.children}) == len(node.children)
+
+
+OPERATORS = shipped()["default"].operators
+REFINE, EVALUATE = OPERATORS[Behaviour.SELF_CORRECTION], OPERATORS[Behaviour.SELF_EVALUATION]
+
+
+def in_one_go(seed: int, wait: str = "") -> revision.Say:
+    def say(key: Key) -> list[str]:
+        begun = len(wait) if len(key) > 1 else 0
+        return [CodePoints().decode(step) for step in steps_of(seed, key, begun)]
+
+    return say
+
+
+def step_by_step(seed: int) -> revision.Say:
+    def say(key: Key) -> list[str]:
+        steps = [steps_of(seed, key)[0]]
+        while steps[-1][-1] != EOS:
+            key = (*key, 0)
+            steps.append(steps_of(seed, key)[0])
+        return [CodePoints().decode(step) for step in steps]
+
+    return say
+
+
+def check_turns(ran: Ran, turns: dict[Key, revision.Turn]) -> None:
+    """The tree is made of these turns, and each of them was shown what it should be."""
+    nodes = {node.key: node for node in ran.search.nodes[1:]}
+    expected = {k + (0,) * n: text for k, t in turns.items() for n, text in enumerate(t.steps)}
+    assert {key: n.step.text for key, n in nodes.items() if n.step} == expected
+    for key, turn in turns.items():
+        prompt, tokenizer = nodes[key].prompt or PROMPT, CodePoints()
+        chat = tokenizer.render([Message(*said) for said in turn.chat])
+        assert prompt.ids == chat + tokenizer.encode(turn.begun)
+        last = nodes[key + (0,) * (len(turn.steps) - 1)]
+        assert last.step is not None and last.step.stop is Stop.END
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("stop_at", [0.5, 1.0])
+@pytest.mark.parametrize("reflect", [False, True])
+@pytest.mark.parametrize("history", ["all", "last"])
+def test_revise(history: str, reflect: bool, stop_at: float, seed: int) -> None:
+    settings = {"chains": 2, "revisions": 3, "reflect": reflect, "history": history}
+    strategy = Revise.model_validate({**settings, "stop_at": stop_at})
+    ran = searched(strategy, seed=seed, engine=engine(), operators=OPERATORS)
+    feedback = (EVALUATE.ask, step_by_step(seed)) if reflect else None
+    turns = revision.self_refine(
+        "Q", in_one_go(seed), value_of, 2, 3, stop_at, REFINE.ask, feedback, history == "all"
+    )
+    check_turns(ran, turns)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("stop_at", [0.5, 1.0])
+def test_revise_by_budget_forcing(stop_at: float, seed: int) -> None:
+    strategy = Revise(chains=2, revisions=3, by="wait", stop_at=stop_at)
+    ran = searched(strategy, seed=seed, engine=engine(), operators=OPERATORS)
+    write = in_one_go(seed, strategy.wait)
+    turns = revision.budget_forcing("Q", write, value_of, 2, 3, stop_at, strategy.wait)
+    check_turns(ran, turns)
