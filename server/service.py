@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Protocol
 from uuid import uuid4
@@ -96,7 +96,9 @@ class Service:
             if not self.settings.scheduling.enabled:
                 return await self._search(ask, listener, self.models.policy, left)
             with shared(self.models.policy, self.share, ask.tenant, left) as policy:
-                return await self._search(ask, listener, policy, left)
+                # What a reward has the policy say is said in its search's turn, too.
+                scorer = ask.reward.scorer(replace(self.models, policy=policy))
+                return await self._search(replace(ask, scorer=scorer), listener, policy, left)
 
     def _full(self) -> bool:
         return self.settings.scheduling.enabled and self.share.full

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -11,9 +12,26 @@ from pydantic import ValidationError
 
 from server.ask import Ask, BudgetSpec, Preparer, strategies
 from server.config import HttpSettings, Limits, Settings
-from server.errors import BadRequest, EngineError, NoAnswer, Overloaded, PonderError
+from server.errors import (
+    BadRequest,
+    EngineError,
+    NoAnswer,
+    NoLogprobs,
+    Overloaded,
+    PonderError,
+)
 from server.profiles import shipped
-from server.reward import Confidence, Consistency, Gate, Label, Models, Prm, Product, Sum
+from server.reward import (
+    Confidence,
+    Consistency,
+    Gate,
+    JudgeReward,
+    Label,
+    Models,
+    Prm,
+    Product,
+    Sum,
+)
 from server.reward.composite import Weighted
 from server.reward.verifiers import Countdown
 from server.search import DVTS, MCTS, Auto, Beam, BestOfN, Particles, Rebase, Revise, Vote
@@ -22,7 +40,7 @@ from server.search.stopping import DeepConf
 from server.service import Service
 from server.traces.schema import Trace
 from server.types import Message
-from tests.fakes import FakeEngine
+from tests.fakes import EOS, FakeEngine, FakeStream
 from tests.virtual import run
 
 WARMED_UP = {"kind": "deepconf", "warmup": 8}
@@ -224,6 +242,50 @@ def test_searches_share_what_the_engine_runs_at_once() -> None:
     (many, few), sink = reasoned(ask, engine)
     assert engine.peak == 6 and len(sink.traces) == 25
     assert few < sorted(many)[len(many) // 4]
+
+
+@dataclass
+class Opinionated(FakeEngine):
+    """Tells no probabilities, but says a digit when it is asked for one."""
+
+    opinions: int = 0
+    read: int = 0  # tokens of the questions for them
+
+    async def label_logprobs(self, ids: Any, labels: Any) -> Any:
+        raise NoLogprobs("none")
+
+    def stream(self, prompt_ids: Any, **how: Any) -> FakeStream:
+        stream = super().stream(prompt_ids, **how)
+        if "one digit" in self.tokenizer.decode(prompt_ids):
+            stream.ids = [ord("7"), EOS]
+            self.opinions += 1
+            self.read += len(prompt_ids)
+        return stream
+
+
+@pytest.mark.parametrize(
+    ("strategy", "reward"),
+    [
+        (BestOfN(n=6), JudgeReward()),
+        (Beam(width=2), Product(of=(JudgeReward(), Confidence()))),
+    ],
+)
+def test_what_a_reward_has_the_policy_say_waits_for_its_turn(strategy: Any, reward: Any) -> None:
+    """And is counted as the scorer's."""
+
+    async def ask(it: Service) -> list[Any]:
+        asks = [it.prepare(messages=ASKED, strategy=strategy, reward=reward) for _ in range(5)]
+        outcomes = await asyncio.gather(*map(it.reason, asks))
+        assert it.share.waiting == it.share.room.in_flight == 0
+        return [outcome.usage for outcome in outcomes]
+
+    engine = Opinionated(capacity=3)
+    usages, _ = reasoned(ask, engine)
+    assert engine.peak == 3
+    assert engine.opinions == sum(u.scorer_calls for u in usages) > 0
+    said = 2 * engine.opinions
+    assert sum(u.scorer_computed for u in usages) == engine.read + said
+    assert sum(u.policy for u in usages) == engine.generated - said
 
 
 def test_a_verifier_records_outcomes() -> None:

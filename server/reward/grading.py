@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from math import exp, inf
 from string import punctuation
 
+from server.engine.share import branch_priority
 from server.errors import NoLogprobs, ScorerError
 from server.reward.client import guarded
 from server.types import Cut, Engine, Message, Sampling
 
 REPLY = 16  # tokens of a sampled answer, at most
+FIRST = branch_priority(inf)  # of its search's requests: a path waits for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,12 @@ class Grader:
             # The likeliest answer first; the same question again would give the same one.
             sampling = Sampling(temperature=1.0 if attempt else 0.0)
             stream = self.engine.stream(
-                ids, max_tokens=REPLY, seed=attempt, sampling=sampling, cut=Cut("", REPLY)
+                ids,
+                max_tokens=REPLY,
+                seed=attempt,
+                sampling=sampling,
+                cut=Cut("", REPLY),
+                priority=FIRST,
             )
             async with aclosing(stream):
                 text = "".join([step.text async for step in stream])
