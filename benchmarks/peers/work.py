@@ -93,9 +93,9 @@ async def _serve(
         while line := await asyncio.to_thread(sys.stdin.readline):
             job = Job(**json.loads(line))
             async with prepare(job) as solver:
-                for answer in await _all(job.warmup, job.at_once, solver):
-                    if answer.error:
-                        raise RuntimeError(answer.error)
+                errors = [a.error for a in await _all(job.warmup, job.at_once, solver)]
+                if errors and all(errors):  # one that fails is an answer, as it is below
+                    raise RuntimeError(errors[0])
                 say({"ready": True})
                 await asyncio.to_thread(sys.stdin.readline)
                 say(await _measured(job, solver))
