@@ -183,12 +183,12 @@ class Preparer:
                     f"budget.{name} must be above 0 and at most {limit}", param=f"budget.{name}"
                 )
         if asked.tokens is None:
-            worst = strategy.worst_case(max_tokens, self.profile.max_step_tokens)
+            worst = worst_case(strategy, self.profile, limits, max_tokens)
             if worst > limits.tokens:
                 raise BadRequest(
                     f"{strategy.kind} with these parameters may take {worst} tokens; at most "
-                    f"{limits.tokens} are allowed: lower max_tokens or the strategy's parameters, "
-                    "or set budget.tokens",
+                    f"{limits.tokens} are allowed: lower max_tokens or the strategy's parameters "
+                    "(depth among them), or set budget.tokens",
                     param="strategy",
                 )
         return BudgetSpec(
@@ -197,6 +197,17 @@ class Preparer:
             calls=asked.calls or limits.calls,
             concurrency=asked.concurrency or limits.concurrency,
         )
+
+
+def worst_case(strategy: Strategy, profile: Profile, limits: Limits, max_tokens: int) -> int:
+    """Policy tokens that a search may take, with answers of at most so many. Not among them are
+    those of one answer that is finished when the search has found none (`Budget.reserve`)."""
+    path, step = max_tokens, profile.max_step_tokens
+    operators = profile.operators
+    if any(name in operators and operators[name].fresh for name in strategy.behaviours):
+        # Each step may begin anew. One more completes an answer after a last aside.
+        path = (1 + (strategy.depth or limits.depth)) * min(step, max_tokens)
+    return strategy.worst_case(max_tokens, path, step)
 
 
 def set_in(strategy: Strategy) -> dict[str, Any]:

@@ -106,6 +106,15 @@ class Profile(Frozen):
     # What takes the place of the general operators (`server/profiles/operators.py`).
     behaviours: Mapping[Behaviour, Operator] = {}
 
+    @field_validator("behaviours")
+    @classmethod
+    def _completes(cls, given: Mapping[Behaviour, Operator]) -> Mapping[Behaviour, Operator]:
+        """An aside is over when the task is completed after it, in the same answer."""
+        how = given.get(Behaviour.TASK_COMPLETION)
+        if how is not None and (not how.ask or how.aside or how.fresh):
+            raise ValueError("task_completion needs an ask, and is neither an aside nor fresh")
+        return given
+
     @property
     def operators(self) -> dict[str, Operator]:
         """How this family is asked for each reasoning behaviour."""

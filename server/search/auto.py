@@ -167,7 +167,7 @@ class Auto(BaseStrategy):
         )
         return self.model_copy(update={"levels": levels})
 
-    def worst_case(self, answer: int, step: int) -> int:
+    def worst_case(self, answer: int, path: int, step: int) -> int:
         """Of the probe: what follows makes do with the budget there is."""
         return min(self.probe, self.answers) * answer
 

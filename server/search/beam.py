@@ -103,8 +103,8 @@ class Beam(BaseStrategy):
 
         open_up(search.root, self.width * self.branch)
 
-    def worst_case(self, answer: int, step: int) -> int:
-        return self.width * self.branch * answer * (1 + self.lookahead)
+    def worst_case(self, answer: int, path: int, step: int) -> int:
+        return self.width * self.branch * path * (1 + self.lookahead)
 
     def most_answers(self) -> int:
         return self.width * self.branch * (1 + self.lookahead)

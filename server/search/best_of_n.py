@@ -78,7 +78,7 @@ class BestOfN(BaseStrategy):
             if answer.convinces(self.stop_at):
                 return search.stop()
 
-    def worst_case(self, answer: int, step: int) -> int:
+    def worst_case(self, answer: int, path: int, step: int) -> int:
         return self.n * answer
 
     def most_answers(self) -> int:

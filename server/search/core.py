@@ -203,12 +203,12 @@ class Search:
     def _operator(self, node: Node, ordinal: int) -> Operator:
         """How the child so numbered goes on, where the strategy does not say."""
         if _turn_is_over(node) or not self._actions:
-            return self._plain(node)
+            return self.plain(node)
         action = self._actions[ordinal % len(self._actions)]
         # Before the first word there is nothing to do anew.
         return Operator() if action.fresh and node.step is None else action
 
-    def _plain(self, node: Node) -> Operator:
+    def plain(self, node: Node) -> Operator:
         """How the answer that `node` belongs to is simply written on."""
         return self.operators[Behaviour.TASK_COMPLETION] if _turn_is_over(node) else Operator()
 
@@ -308,7 +308,7 @@ class Search:
         at = node
         with suppress(BudgetSpent):
             while at.depth < node.depth + steps and not at.finished:
-                plain = self._plain(at)
+                plain = self.plain(at)
                 at = await self._write(at, Stop.STEP, False, plain, None, greedy=True)
                 await self.prune(at)
                 await self._rule(at)
@@ -367,7 +367,7 @@ class Search:
         leaves = (n for n in self.nodes if not n.finished and not n.children)
         leaf = max(leaves, key=lambda n: (not n.pruned, n.value, n.depth), default=None)
         if leaf is not None and not (leaf.pruned and self._answered_short):
-            await self.grow(leaf, until=Stop.END, score=False, operator=self._plain(leaf))
+            await self.grow(leaf, until=Stop.END, score=False, operator=self.plain(leaf))
 
 
 async def run_search(strategy: Runs, search: Search, *, finishing: float = 0.2) -> None:

@@ -50,8 +50,8 @@ class DVTS(BaseStrategy):
                 if other is not node:
                     await search.prune(other)
 
-    def worst_case(self, answer: int, step: int) -> int:
-        return self.trees * self.branch * answer * (1 + self.lookahead)
+    def worst_case(self, answer: int, path: int, step: int) -> int:
+        return self.trees * self.branch * path * (1 + self.lookahead)
 
     def most_answers(self) -> int:
         return self.trees * self.branch * (1 + self.lookahead)

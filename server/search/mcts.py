@@ -184,7 +184,7 @@ class MCTS(BaseStrategy):
         more = max(1, self.branch // 2)
         return more if sampled + more <= self.branch * node.visits**self.widen else 0
 
-    def worst_case(self, answer: int, step: int) -> int:
+    def worst_case(self, answer: int, path: int, step: int) -> int:
         return self.simulations * self.branch * (step if self.granularity == "step" else answer)
 
     def most_answers(self) -> int:

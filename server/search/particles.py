@@ -111,8 +111,8 @@ class Particles(BaseStrategy):
         for _ in range(self.n):
             search.spawn(walk(search.root, 0.0))
 
-    def worst_case(self, answer: int, step: int) -> int:
-        return self.n * answer
+    def worst_case(self, answer: int, path: int, step: int) -> int:
+        return self.n * path
 
     def most_answers(self) -> int:
         return self.n

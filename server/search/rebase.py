@@ -54,8 +54,8 @@ class Rebase(BaseStrategy):
                 await search.prune(node)
         return [n for n, count in zip(ordered, counts, strict=True) for _ in range(count)]
 
-    def worst_case(self, answer: int, step: int) -> int:
-        return self.n * answer
+    def worst_case(self, answer: int, path: int, step: int) -> int:
+        return self.n * path
 
     def most_answers(self) -> int:
         return self.n

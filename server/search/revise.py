@@ -84,7 +84,7 @@ class Revise(BaseStrategy):
         """The policy's reply to an aside."""
         node = await search.grow(node, score=False, operator=operator)
         while node.step is not None and node.step.stop is Stop.STEP:
-            node = await search.grow(node, score=False)
+            node = await search.grow(node, score=False, operator=search.plain(node))
         return node
 
     async def _write(self, search: Search, node: Node, begin: Operator | None) -> Node:
@@ -93,12 +93,12 @@ class Revise(BaseStrategy):
             return await search.grow(node, until=Stop.END, operator=begin)
         node = await search.grow(node, operator=begin)
         while not node.finished and node.tokens() < self.think:
-            node = await search.grow(node)
+            node = await search.grow(node, operator=search.plain(node))
         if node.finished:
             return node
         return await search.grow(node, until=Stop.END, operator=Operator(say=self.conclude))
 
-    def worst_case(self, answer: int, step: int) -> int:
+    def worst_case(self, answer: int, path: int, step: int) -> int:
         return self.chains * (1 + self.revisions) * answer * (2 if self.reflect else 1)
 
     def most_answers(self) -> int:

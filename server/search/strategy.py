@@ -59,8 +59,10 @@ class BaseStrategy(BaseModel):
         """Grow the tree. Ends early when the budget does."""
 
     @abstractmethod
-    def worst_case(self, answer: int, step: int) -> int:
-        """Policy tokens this may take, with answers and steps of at most so many tokens."""
+    def worst_case(self, answer: int, path: int, step: int) -> int:
+        """Policy tokens that its search may take, with answers, paths and steps of at most so
+        many. A path is longer than an answer where it has several, each begun anew. Of searches
+        that go on from some steps of a level and not from others: where all are of one length."""
 
     @abstractmethod
     def most_answers(self) -> int:

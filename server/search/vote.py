@@ -49,7 +49,7 @@ class Vote(BaseStrategy):
         else:
             await Poll(search, self, self.stop).run()
 
-    def worst_case(self, answer: int, step: int) -> int:
+    def worst_case(self, answer: int, path: int, step: int) -> int:
         return self.n * answer
 
     def most_answers(self) -> int:
