@@ -112,7 +112,9 @@ def test_the_server_does_not_know_the_trainer(imports: list[Import]) -> None:
     ] == []
 
 
-@pytest.mark.parametrize("package", ["server.engine", "server.reward", "server.search"])
+@pytest.mark.parametrize(
+    "package", ["server.types", "server.engine", "server.reward", "server.search"]
+)
 def test_what_a_list_names_does_not_know_the_list(imports: list[Import], package: str) -> None:
     assert [i for i in imports if within(i.by, package) and i.name == package != i.by] == []
 
