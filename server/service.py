@@ -21,9 +21,10 @@ from server.reward import Models
 from server.reward.models import Settles
 from server.search.ahead import Ahead
 from server.search.answers import Answer, rank
-from server.search.core import Search, run_search
+from server.search.core import Search
 from server.search.events import Listener
 from server.search.record import node_records, usage_record
+from server.search.run import run_search
 from server.search.writer import Shape
 from server.traces.schema import Trace, UsageRecord, Versions
 from server.types import Engine

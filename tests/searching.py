@@ -8,8 +8,9 @@ from typing import Any
 
 from server.budget import Budget
 from server.search import Strategy
-from server.search.core import Search, run_search
+from server.search.core import Search
 from server.search.events import Event
+from server.search.run import run_search
 from server.search.writer import Shape
 from server.types import Cut, Message, Prompt
 from tests.fakes import CodePoints, FakeEngine, FakeScorer

@@ -60,7 +60,7 @@ def test_searches_share_what_they_may_throw_away(strategy: Any) -> None:
     for seed in range(30):
         ran = searched(strategy, seed=seed, scorer=FakeScorer(), lookahead=60, ahead=ahead)
         assert_settled(ran)
-        spent, kept = spent + ran.search.budget.spent, kept + ran.search.kept
+        spent, kept = spent + ran.search.budget.spent, kept + ran.search.tree.kept
         plain += ran.engine.requests - (len(ran.search.nodes) - 1)
     assert 0 < spent - kept <= WASTE * spent + 2 * MOST
     assert plain < 0  # requests saved

@@ -123,9 +123,9 @@ def test_it_keeps_its_allowance(seed: int, probe: int, answers: int) -> None:
     assert first["answers"] == n
     allowed = max(answers, n) * first["tokens_per_answer"]
     assert ran.search.budget.spent <= allowed + 1
-    assert ran.search.answered
+    assert ran.search.tree.answered
     assert ran.tasks == ran.engine.open_streams == ran.search.budget.held == 0
-    assert ran.search.kept <= ran.search.budget.spent == ran.engine.generated
+    assert ran.search.tree.kept <= ran.search.budget.spent == ran.engine.generated
 
 
 @given(st.integers(0, 20), st.integers(1, 3000), st.floats(0.05, 20))

@@ -109,7 +109,7 @@ def test_books_balance_under_any_budget(
     search = ran.search
     assert ran.tasks == ran.engine.open_streams == search.budget.held == 0
     assert search.budget.spent == ran.engine.generated == search.writer.ledger.generated
-    assert search.kept <= search.budget.spent <= tokens
+    assert search.tree.kept <= search.budget.spent <= tokens
     assert not any(n.pruned and n.finished for n in search.nodes)
 
 
@@ -129,7 +129,7 @@ def test_a_loser_is_aborted_at_once() -> None:
     plain = searched(BestOfN(n=16))
     ran = searched(BestOfN(n=16, reject=0.5))
     assert ran.engine.generated < 0.75 * plain.engine.generated
-    assert ran.search.budget.spent > ran.search.kept
+    assert ran.search.budget.spent > ran.search.tree.kept
     finished = [n for n in ran.search.nodes if n.finished]
     pruned = [e.node for e in ran.events if isinstance(e, PruneEvent)]
     assert len(finished) + len(pruned) == 16

@@ -99,7 +99,7 @@ def test_a_hopeless_search_ends_early() -> None:
     ran = searched(MCTS(simulations=1000, branch=2, widen=0, futile=0.999), engine=engine())
     assert ran.search.root.pruned
     assert len([n for n in ran.search.nodes if n.visits]) <= 3  # the root and its children
-    assert ran.search.answered  # the best of them, written to its end
+    assert ran.search.tree.answered  # the best of them, written to its end
 
 
 @pytest.mark.parametrize("granularity", ["step", "solution"])

@@ -48,7 +48,7 @@ def test_words_put_in_its_mouth_are_read_not_paid_for() -> None:
     assert node.text().startswith("So ")
     assert (node.step.forced, len(node.step.logprobs)) == (3, node.step.count - 3)
     assert ran.engine.prompts[0] == (*PROMPT.ids, *map(ord, "So "))
-    assert ran.search.kept == ran.search.budget.spent
+    assert ran.search.tree.kept == ran.search.budget.spent
     assert node.behaviour == "x"
 
 
@@ -169,7 +169,7 @@ def test_a_tree_search_over_the_six_behaviours() -> None:
     assert {action for action, deep in seen if deep} == set(six)
     records = node_records(ran.search, AnswerProfile(), lambda node: None)
     assert [r.behaviour for r in records] == [n.behaviour for n in ran.search.nodes]
-    assert ran.search.answered and ran.search.root.visits >= 24
+    assert ran.search.tree.answered and ran.search.root.visits >= 24
 
 
 @pytest.mark.parametrize("first", [Behaviour.SELF_CORRECTION, Behaviour.PROBLEM_ANALYSIS])
@@ -257,7 +257,7 @@ def test_the_conversation_must_fit() -> None:
     ran = searched(Revise(revisions=5), operators=OPERATORS, engine=engine, max_tokens=200)
     assert all(len(p) < 300 for p in engine.prompts)
     assert len(engine.prompts) < 6
-    assert ran.search.answered
+    assert ran.search.tree.answered
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,7 @@ def test_the_population_never_grows(strategy: Particles, seed: int, tokens: int)
     assert not any(n.pruned and n.children for n in ran.search.nodes)
     if tokens == 10**9:
         assert levels[1] == strategy.n
-        assert ran.search.answered
+        assert ran.search.tree.answered
         left = [n for n in ran.search.nodes[1:] if not n.children and not n.finished]
         assert all(n.pruned for n in left)
 

@@ -15,9 +15,10 @@ from server.errors import EngineError
 from server.profiles import AnswerProfile
 from server.search import DVTS, MCTS, Beam, BestOfN, Particles, Rebase, Vote
 from server.search.answers import rank
-from server.search.core import Search, run_search
+from server.search.core import Search
 from server.search.events import PruneEvent, ScoreEvent, StepEvent
 from server.search.operators import policy_ids
+from server.search.run import run_search
 from server.search.writer import Shape
 from server.types import Cut, Node, Prompt, Score, Stop
 from tests.fakes import FakeEngine, FakeScorer
@@ -60,7 +61,7 @@ def assert_settled(ran: Ran) -> None:
     assert ran.engine.open_streams == 0
     assert budget.held == 0
     assert budget.spent == ran.engine.generated == search.writer.ledger.generated
-    assert search.kept <= budget.spent <= budget.tokens
+    assert search.tree.kept <= budget.spent <= budget.tokens
 
 
 @given(
@@ -174,14 +175,14 @@ def test_what_runs_ahead_is_used_or_counted_as_discarded(strategy: Any) -> None:
     assert_settled(ahead)
     assert plain.engine.requests == len(plain.search.nodes) - 1
     assert ahead.engine.requests < len(ahead.search.nodes) - 1
-    assert plain.search.budget.spent == plain.search.kept
-    assert ahead.search.budget.spent > ahead.search.kept
+    assert plain.search.budget.spent == plain.search.tree.kept
+    assert ahead.search.budget.spent > ahead.search.tree.kept
 
 
 def test_nothing_runs_ahead_of_a_full_engine() -> None:
     strategy = Beam(width=2, branch=3)
     full = searched(strategy, lookahead=60, engine=FakeEngine(capacity=0))
-    assert full.search.budget.spent == full.search.kept
+    assert full.search.budget.spent == full.search.tree.kept
 
 
 def test_stop_aborts_the_rest() -> None:
@@ -199,8 +200,8 @@ def test_without_an_answer_the_reserve_finishes_the_best_path(seed: int) -> None
         engine = FakeEngine(p_end=0.15)
         return searched(Beam(width=2, branch=3), seed=seed, engine=engine, budget=budget)
 
-    assert not ran(0).search.answered
-    assert ran(80).search.answered
+    assert not ran(0).search.tree.answered
+    assert ran(80).search.tree.answered
 
 
 class Rambling(FakeEngine):
@@ -257,7 +258,7 @@ def test_at_the_soft_deadline_the_rest_of_the_time_is_for_an_answer() -> None:
     for seed in range(6):
         engine = FakeEngine(p_end=0.4, pace=0.1)
         ran = searched(MCTS(), seed=seed, engine=engine, budget={"seconds": 8.0})
-        assert ran.search.answered
+        assert ran.search.tree.answered
         assert_settled(ran)
 
 

@@ -133,7 +133,7 @@ def test_books_balance(rule: Any, seed: int, tokens: int, choose: Any) -> None:
     ran = voted(Vote(n=N, stop=rule, choose=choose), seed, budget=budget)
     spent = ran.search.budget.spent
     assert ran.tasks == ran.engine.open_streams == ran.search.budget.held == 0
-    assert ran.search.kept <= spent == ran.engine.generated <= tokens
+    assert ran.search.tree.kept <= spent == ran.engine.generated <= tokens
     assert taken(ran) <= N + 1  # and what is written when no answer was
 
 

@@ -20,8 +20,9 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from server.search.answers import Choice
-from server.search.core import Arrivals, Search
+from server.search.core import Search
 from server.search.strategy import BaseStrategy, Bound
+from server.search.tasks import Arrivals
 from server.types import Node
 
 

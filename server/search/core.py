@@ -1,4 +1,4 @@
-"""The tree, and the verbs a strategy has: grow, expand, spawn, prune, stop.
+"""A search, and the verbs a strategy has: grow, expand, spawn, prune, stop.
 
 `run_search` owns every task and every engine request of a search: when it returns or raises,
 none is alive. Strategies never look at the budget: what would exceed it raises `BudgetSpent`
@@ -15,12 +15,13 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from server.budget import Budget, BudgetSpent
-from server.errors import unwrap
 from server.profiles import AnswerProfile
 from server.reward.answer import key_of
 from server.search.ahead import Ahead
 from server.search.events import DecisionEvent, Listener, PruneEvent, ScoreEvent, StepEvent
 from server.search.operators import PLAIN, Action, Opening, opening
+from server.search.tasks import Arrivals, Tasks
+from server.search.tree import Tree, merged, next_ordinal
 from server.search.writer import Shape, Writer
 from server.types import (
     Behaviour,
@@ -39,34 +40,13 @@ OnStep = Callable[[Node], None]
 
 
 class Runs(Protocol):
-    """What `run_search` needs of a strategy."""
+    """What a search needs of a strategy."""
 
     async def run(self, search: Search) -> None: ...
 
 
-class Arrivals:
-    """Children in the order they land. A plain iterator: it owns no task (cf. PEP 789)."""
-
-    def __init__(self, tasks: list[asyncio.Task[Node | None]]):
-        self._left = len(tasks)
-        self._landed: asyncio.Queue[asyncio.Task[Node | None]] = asyncio.Queue()
-        for task in tasks:
-            task.add_done_callback(self._landed.put_nowait)
-
-    def __aiter__(self) -> Arrivals:
-        return self
-
-    async def __anext__(self) -> Node:
-        while self._left:
-            self._left -= 1
-            task = await self._landed.get()
-            if not task.cancelled() and task.exception() is None and (node := task.result()):
-                return node
-        raise StopAsyncIteration
-
-
 class Search:
-    """One request's tree."""
+    """One request: its tree, and what is at work on it."""
 
     def __init__(
         self,
@@ -95,18 +75,16 @@ class Search:
         self._actions = [self.operators.get(name, Operator()) for name in actions]
         self.writer = Writer(engine, budget, shape, sampling or Sampling(), seed, ahead or Ahead())
         self.rng = random.Random(seed)
-        self.root = Node(prompt=prompt)
-        self.nodes = [self.root]
+        self.tree = Tree(prompt)
+        self.root, self.nodes = self.tree.root, self.tree.nodes
         self.scorer_computed = self.scorer_cached = 0  # tokens
         self.decisions: list[dict[str, Any]] = []
         self.solved = False  # the judge found an answer right
         self._emit: Listener = listener or (lambda event: None)
-        self._running: set[asyncio.Task[Any]] = set()
-        self._tasks: set[asyncio.Task[Any]] = set()  # of these, those of the present stage
-        self._group: asyncio.TaskGroup | None = None
+        self._tasks = Tasks()
         # What becomes of a first step that time cuts short while there is nothing better: the
         # answer, or at the soft deadline what the rest of the time goes on with.
-        self._cut = Stop.LENGTH
+        self.cut = Stop.LENGTH
 
     async def grow(
         self,
@@ -159,14 +137,14 @@ class Search:
         on_step: OnStep | None,
         greedy: bool = False,
     ) -> Node:
-        ordinal = _next_ordinal(node)
+        ordinal = next_ordinal(node)
         while True:
             how = operator or self._operator(node, ordinal)
             node = await self._turn(node, ordinal, until, merge, how, on_step, greedy)
             if until is Stop.STEP or node.finished:
                 return node
             # An aside is over, and the answer is not: the policy is asked for the rest of it.
-            operator, ordinal = None, _next_ordinal(node)
+            operator, ordinal = None, next_ordinal(node)
 
     async def _turn(
         self,
@@ -188,7 +166,7 @@ class Search:
                 try:
                     step = await path.next()
                 except asyncio.CancelledError:
-                    if len(self.nodes) == 1 and (rest := await path.cut_short(self._cut)):
+                    if len(self.nodes) == 1 and (rest := await path.cut_short(self.cut)):
                         self._attach(self.root, rest, ordinal, merge, begin)
                     raise
                 path.wrote(self._attach(path.node, step, ordinal, merge, begin))
@@ -197,7 +175,7 @@ class Search:
                     return path.node
                 if on_step is not None:
                     on_step(path.node)
-                ordinal = _next_ordinal(path.node)
+                ordinal = next_ordinal(path.node)
                 path.place = (*path.node.place, ordinal)
 
     def _operator(self, node: Node, ordinal: int) -> Operator:
@@ -218,33 +196,14 @@ class Search:
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run `work` alongside. It ends quietly if the budget does; other errors end the search."""
-
-        async def guarded() -> Any:
-            try:
-                return await work
-            except BudgetSpent:
-                return None
-
-        assert self._group is not None, "spawn is for use inside run_search"
-        task = self._group.create_task(guarded())
-        for tasks in (self._running, self._tasks):
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
-        task.add_done_callback(lambda _: work.close())  # cancelled before it began
-        return task
+        return self._tasks.spawn(work)
 
     async def stage(self, strategy: Runs) -> None:
         """Run `strategy` in this tree, to the end of all that it starts; its stop is its own.
 
         For a strategy that is made of others: it runs nothing else meanwhile.
         """
-        outer = self._group, self._tasks
-        self._tasks = set()
-        try:
-            async with asyncio.TaskGroup() as self._group:
-                self.spawn(strategy.run(self))
-        finally:
-            self._group, self._tasks = outer
+        await self._tasks.stage(strategy.run(self))
 
     async def prune(self, node: Node) -> None:
         """Give `node` up: what runs ahead of it is aborted in the engine."""
@@ -255,33 +214,15 @@ class Search:
 
     def stop(self) -> None:
         """Abort whatever is in flight: the strategy has its answer."""
-        for task in self._tasks - {asyncio.current_task()}:
-            task.cancel()
+        self._tasks.stop()
 
-    def _halt(self) -> None:
+    def halt(self) -> None:
         """End the strategy, and those that it is made of."""
-        for task in self._running - {asyncio.current_task()}:
-            task.cancel()
+        self._tasks.halt()
 
     def key(self, node: Node) -> str | None:
         """The canonical form of the answer that ends at `node`; None if none is recognised."""
         return key_of(node, self.answer)
-
-    @property
-    def answered(self) -> bool:
-        """Whether some path was ended by the policy itself."""
-        return any(n.ended for n in self.nodes)
-
-    @property
-    def _answered_short(self) -> bool:
-        """Whether some truncated path holds an answer that the profile's pattern finds."""
-        cut = (n for n in self.nodes if n.finished and not n.ended)
-        return self.answer.pattern is not None and any(self.key(n) is not None for n in cut)
-
-    @property
-    def kept(self) -> int:
-        """Policy tokens in the tree, merged siblings counted as often as they were sampled."""
-        return sum(n.step.sampled * n.multiplicity for n in self.nodes if n.step)
 
     def decide(self, **facts: Any) -> None:
         """Put on record what the strategy decided, and why. JSON values."""
@@ -289,17 +230,9 @@ class Search:
         self._emit(DecisionEvent(facts))
 
     def _attach(self, parent: Node, step: Step, ordinal: int, merge: bool, begin: Opening) -> Node:
-        place = (*parent.place, ordinal)
-        if merge and (twin := _twin(parent, step, begin)):
-            twin.multiplicity += 1
-            if not twin.children:
-                twin.place = min(twin.place, place)
+        if merge and (twin := merged(parent, step, ordinal, begin)):
             return twin
-        key = (*parent.key, ordinal)
-        node = Node(parent=parent, step=step, id=len(self.nodes), key=key, place=place)
-        begin.mark(node)
-        parent.children.append(node)
-        self.nodes.append(node)
+        node = self.tree.attach(parent, step, ordinal, begin)
         self._emit(StepEvent(node))
         return node
 
@@ -340,76 +273,8 @@ class Search:
         if node.outcome is not None and node.outcome >= 1 and not self.solved:
             self.solved = True
             self.decide(decision="stop", reason="an answer was found right", node=node.id)
-            self._halt()
-
-    async def _run(self, strategy: Runs) -> None:
-        async with asyncio.TaskGroup() as self._group:
-            self.spawn(strategy.run(self))
-
-    def _wrap_up(self) -> None:
-        """At the soft deadline: without an answer yet, the rest of the time is for one.
-
-        A path that is written alone just goes on.
-        """
-        if not self.answered and self.writer.writing != 1:
-            self._cut = Stop.STEP
-            self._halt()
-
-    async def _finish(self) -> None:
-        """Write the best open path to its end with the tokens held back for that.
-
-        One that was given up only if no truncated path, which nothing can follow, says what its
-        answer is: that was found good, the other would be an answer that nobody has scored.
-        """
-        self._cut = Stop.LENGTH
-        self.writer.last_resort = True
-        self.budget.reserve = 0
-        leaves = (n for n in self.nodes if not n.finished and not n.children)
-        leaf = max(leaves, key=lambda n: (not n.pruned, n.value, n.depth), default=None)
-        if leaf is not None and not (leaf.pruned and self._answered_short):
-            await self.grow(leaf, until=Stop.END, score=False, operator=self.plain(leaf))
-
-
-async def run_search(strategy: Runs, search: Search, *, finishing: float = 0.2) -> None:
-    """Run to the strategy's end, the budget's end or the deadline.
-
-    If by then no path is finished, the best open one is written to its end with the tokens
-    (`Budget.reserve`) and the share `finishing` of the time held back for that. Raises what an
-    engine or scorer raised.
-    """
-    loop, seconds = asyncio.get_running_loop(), search.budget.seconds
-    wrap_up = None
-    if seconds is not None:
-        wrap_up = loop.call_later(seconds * (1 - finishing), search._wrap_up)
-    try:
-        async with asyncio.timeout(seconds):
-            await search._run(strategy)
-            if not search.answered:
-                await search._finish()
-    except (TimeoutError, BudgetSpent):
-        pass  # the best so far is in the tree
-    except BaseExceptionGroup as group:
-        raise unwrap(group) from None
-    finally:
-        if wrap_up is not None:
-            wrap_up.cancel()
-        await search.writer.close()
-
-
-def _next_ordinal(parent: Node) -> int:
-    parent.asked += 1
-    return parent.asked - 1
+            self.halt()
 
 
 def _turn_is_over(node: Node) -> bool:
     return node.step is not None and node.step.stop is Stop.END
-
-
-def _twin(parent: Node, step: Step, begin: Opening) -> Node | None:
-    """The child of `parent` that already says exactly this, in answer to the same."""
-    for child in parent.children:
-        assert child.step is not None
-        same = child.step.token_ids == step.token_ids and child.step.stop is step.stop
-        if same and child.prompt == begin.prompt and child.behaviour == begin.behaviour(parent):
-            return child
-    return None
