@@ -204,7 +204,7 @@ class Suite:
     def run(self, space: dict[str, Any], mark: Callable[[bool], None]) -> None:
         """Run them over the program's names; the first failure of anything else ends it."""
         for statement in self.statements:
-            passed = self._passes(lambda s=statement: _execute(s, space))  # type: ignore[misc]
+            passed = self._passes(_execute, statement, space)
             if isinstance(statement, ast.Assert):
                 mark(passed)
             elif not passed:
@@ -212,15 +212,19 @@ class Suite:
         if self.whole:
             mark(True)
         for name in self.functions:
-            mark(self._passes(lambda name=name: space[name]()))  # type: ignore[misc]
+            mark(self._passes(_call, name, space))
 
     @staticmethod
-    def _passes(test: Callable[[], Any]) -> bool:
+    def _passes(test: Callable[..., None], *args: Any) -> bool:
         try:
-            test()
+            test(*args)
         except Exception:  # an assertion, or whatever else goes wrong in a test
             return False
         return True
+
+
+def _call(name: str, space: dict[str, Any]) -> None:
+    space[name]()
 
 
 def _execute(statement: ast.stmt, space: dict[str, Any]) -> None:
