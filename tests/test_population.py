@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.profiles import AnswerProfile
-from server.search import DVTS, Beam, Particles, Rebase
+from server.search import DVTS, MCTS, Beam, BestOfN, Particles, Rebase
 from server.search.events import PruneEvent, StepEvent
 from server.search.operators import policy_ids
 from server.search.record import node_records
@@ -213,3 +213,31 @@ def test_a_tree_goes_on_from_its_best_step(seed: int) -> None:
     expanded = [n for n in ran.search.nodes[1:] if n.children]
     assert len({(n.depth, n.place[0] // 4) for n in expanded}) == len(expanded)
     assert all(len(n.children) == 4 for n in expanded)
+
+
+CONVINCIBLE: list[BestOfN | Beam | DVTS | Particles | Rebase | MCTS] = [
+    BestOfN(n=8),
+    Beam(width=4, branch=4),
+    Beam(width=4, branch=4, quorum=0.5),
+    DVTS(trees=4, branch=4),
+    Particles(n=8),
+    Particles(n=8, lockstep=False),
+    Rebase(n=8),
+    MCTS(simulations=32),
+]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("strategy", CONVINCIBLE)
+def test_an_answer_that_convinces_ends_the_search(
+    strategy: BestOfN | Beam | DVTS | Particles | Rebase | MCTS, seed: int
+) -> None:
+    whole = searched(strategy, seed=seed, engine=engine())
+    values = sorted(n.value for n in whole.search.nodes if n.finished)
+    enough = values[len(values) // 2]
+    early = searched(strategy.model_copy(update={"stop_at": enough}), seed=seed, engine=engine())
+    first = searched(strategy.model_copy(update={"stop_at": 1e-9}), seed=seed, engine=engine())
+    assert any(n.finished and n.value >= enough for n in early.search.nodes)
+    assert first.search.budget.spent <= early.search.budget.spent <= whole.search.budget.spent
+    assert first.search.budget.spent < whole.search.budget.spent
+    assert early.tasks == early.engine.open_streams == 0

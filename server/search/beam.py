@@ -21,7 +21,7 @@ from pydantic import Field
 
 from server.search.answers import Choice
 from server.search.core import Search
-from server.search.strategy import BaseStrategy, Bound
+from server.search.strategy import Bound, Convincible
 from server.search.tasks import Arrivals
 from server.types import Node
 
@@ -56,7 +56,7 @@ class Rung:
         return [n for n in self.landed if n not in self.taken]
 
 
-class Beam(BaseStrategy):
+class Beam(Convincible):
     kind: Literal["beam"] = "beam"
     bounds: ClassVar[dict[str, Bound]] = {
         "width": "width",
@@ -86,6 +86,8 @@ class Beam(BaseStrategy):
 
         async def collect(children: Arrivals) -> None:
             async for child in children:
+                if self.ends(search, child):
+                    return
                 rungs[child.depth].landed.append(child)
                 await settle(child.depth)
 

@@ -23,7 +23,7 @@ from pydantic import Field, model_validator
 from server.budget import BudgetSpent
 from server.search.answers import Choice
 from server.search.core import Search
-from server.search.strategy import BaseStrategy, Bound
+from server.search.strategy import Bound, Convincible
 from server.types import Node, Stop
 
 Rank = tuple[float, tuple[int, ...]]
@@ -48,13 +48,10 @@ class Runner:
         return self.ranks.get(decision) if decision <= self.passed else self.final
 
 
-class BestOfN(BaseStrategy):
+class BestOfN(Convincible):
     kind: Literal["best_of_n"] = "best_of_n"
     bounds: ClassVar[dict[str, Bound]] = {"n": "width"}
     n: int = Field(8, ge=1, description="answers")
-    stop_at: float = Field(
-        1.0, gt=0, le=1, description="an answer scored this high ends the search"
-    )
     reject: float = Field(
         0.0, ge=0, lt=1, description="share of the answers given up at each decision; 0: none"
     )
@@ -75,8 +72,8 @@ class BestOfN(BaseStrategy):
         if self.reject:
             return Race(search, self).start()
         async for answer in search.expand(search.root, self.n, until=Stop.END):
-            if answer.convinces(self.stop_at):
-                return search.stop()
+            if self.ends(search, answer):
+                return
 
     def worst_case(self, answer: int, path: int, step: int) -> int:
         return self.n * answer
@@ -115,8 +112,8 @@ class Race:
             self.alive = [r for r in self.alive if r is not runner]
         else:
             runner.final = end.rank
-            if end.convinces(self.strategy.stop_at):
-                return self.search.stop()
+            if self.strategy.ends(self.search, end):
+                return
         await self._decide()
 
     async def _weigh(self, runner: Runner, decision: int, node: Node) -> None:

@@ -14,10 +14,11 @@ from pydantic import Field
 
 from server.search.answers import Choice
 from server.search.core import Search
-from server.search.strategy import BaseStrategy, Bound
+from server.search.strategy import Bound, Convincible
+from server.types import Node
 
 
-class DVTS(BaseStrategy):
+class DVTS(Convincible):
     kind: Literal["dvts"] = "dvts"
     bounds: ClassVar[dict[str, Bound]] = {
         "trees": "width",
@@ -42,7 +43,11 @@ class DVTS(BaseStrategy):
     async def _descend(self, search: Search) -> None:
         node = search.root
         while not node.finished:
-            steps = [n async for n in search.expand(node, self.branch, lookahead=self.lookahead)]
+            steps: list[Node] = []
+            async for step in search.expand(node, self.branch, lookahead=self.lookahead):
+                if self.ends(search, step):
+                    return
+                steps.append(step)
             if not steps:  # the budget is spent
                 return
             node = max(steps, key=lambda n: n.rank)

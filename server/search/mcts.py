@@ -35,7 +35,7 @@ from pydantic import Field, model_validator
 
 from server.search.answers import Choice
 from server.search.core import Search
-from server.search.strategy import BaseStrategy, Bound
+from server.search.strategy import Bound, Convincible
 from server.search.tree_policy import (
     BACK_UP,
     Backup,
@@ -57,7 +57,7 @@ class Flights:
     expanding: dict[Node, asyncio.Event] = field(default_factory=dict)  # leaf -> it is done
 
 
-class MCTS(BaseStrategy):
+class MCTS(Convincible):
     kind: Literal["mcts"] = "mcts"
     bounds: ClassVar[dict[str, Bound]] = {
         "simulations": "simulations",
@@ -80,9 +80,6 @@ class MCTS(BaseStrategy):
     c: float = Field(1.0, ge=0, allow_inf_nan=False, description="weight of exploration")
     prior: Prior = Field("policy", description="of puct")
     backup: Backup = Field("mean", description="a node is worth its evaluations' mean, or its best")
-    stop_at: float = Field(
-        1.0, gt=0, le=1, description="an answer scored this high ends the search"
-    )
     futile: float = Field(
         0.0, ge=0, lt=1, description="what is scored below this is given up; nothing left: the end"
     )

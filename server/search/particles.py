@@ -23,11 +23,11 @@ from server.search.answers import Choice
 from server.search.core import Search
 from server.search.level import grow_all
 from server.search.resampling import Queue, Resampling, effective_size, log_odds, resample
-from server.search.strategy import BaseStrategy, Bound
+from server.search.strategy import Bound, Convincible
 from server.types import Node
 
 
-class Particles(BaseStrategy):
+class Particles(Convincible):
     kind: Literal["particles"] = "particles"
     bounds: ClassVar[dict[str, Bound]] = {"n": "width"}
     n: int = Field(16, ge=1, description="particles")
@@ -63,7 +63,7 @@ class Particles(BaseStrategy):
         particles = [search.root] * self.n
         weights = [0.0] * self.n
         while any(not node.finished for node in particles):
-            grown = await grow_all(search, [n for n in particles if not n.finished])
+            grown = await grow_all(search, [n for n in particles if not n.finished], self)
             landed = iter(grown)
             moved = [node if node.finished else next(landed) for node in particles]
             # One for whose step the budget did not suffice is lost.
@@ -98,7 +98,7 @@ class Particles(BaseStrategy):
 
         async def walk(parent: Node, weight: float) -> None:
             node = await search.grow(parent)
-            if node.finished:
+            if self.ends(search, node) or node.finished:
                 return
             queue = queues[node.depth]
             count, each = queue.offspring(weight + self._weight(node), search.rng)

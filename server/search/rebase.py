@@ -20,11 +20,11 @@ from server.search.answers import Choice
 from server.search.core import Search
 from server.search.level import grow_all
 from server.search.resampling import ROUNDING, shares
-from server.search.strategy import BaseStrategy, Bound
+from server.search.strategy import Bound, Convincible
 from server.types import Node
 
 
-class Rebase(BaseStrategy):
+class Rebase(Convincible):
     kind: Literal["rebase"] = "rebase"
     bounds: ClassVar[dict[str, Bound]] = {"n": "width"}
     n: int = Field(16, ge=1, description="answers to end with, and nodes at each depth")
@@ -40,7 +40,7 @@ class Rebase(BaseStrategy):
     async def run(self, search: Search) -> None:
         parents = [search.root] * self.n
         while parents:
-            level = [node for node in await grow_all(search, parents) if node is not None]
+            level = [node for node in await grow_all(search, parents, self) if node is not None]
             budget = len(parents) - sum(node.finished for node in level)
             parents = await self._divide(search, [n for n in level if not n.finished], budget)
 

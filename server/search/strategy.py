@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from server.search.answers import Choice
 from server.search.core import Search
 from server.search.operators import Action
+from server.types import Node
 
 Bound = Literal["width", "simulations", "depth"]  # of server.config.Limits
 
@@ -67,3 +68,17 @@ class BaseStrategy(BaseModel):
     @abstractmethod
     def most_answers(self) -> int:
         """Finished paths this can end with, at most."""
+
+
+class Convincible(BaseStrategy):
+    """One that an answer with a high enough score ends."""
+
+    stop_at: float = Field(
+        1.0, gt=0, le=1, description="an answer scored this high ends the search"
+    )
+
+    def ends(self, search: Search, node: Node) -> bool:
+        """Whether `node` ends the search; if so, what is in flight is aborted."""
+        if convinced := node.convinces(self.stop_at):
+            search.stop()
+        return convinced
