@@ -21,7 +21,7 @@ from pydantic import Field
 
 from server.search.answers import Choice
 from server.search.core import Search
-from server.search.strategy import Bound, Convincible
+from server.search.strategy import Bound, Convincible, Lookahead
 from server.search.tasks import Arrivals
 from server.types import Node
 
@@ -68,9 +68,7 @@ class Beam(Convincible):
     quorum: float = Field(
         1.0, ge=0, le=1, description="share of a level that must land before its best go on"
     )
-    lookahead: int = Field(
-        0, ge=0, description="greedy steps beyond each step, by whose end it is scored"
-    )
+    lookahead: Lookahead = 0
     choose: Choice = "best"
 
     @property

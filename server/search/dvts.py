@@ -14,7 +14,7 @@ from pydantic import Field
 
 from server.search.answers import Choice
 from server.search.core import Search
-from server.search.strategy import Bound, Convincible
+from server.search.strategy import Bound, Convincible, Lookahead
 from server.types import Node
 
 
@@ -27,9 +27,7 @@ class DVTS(Convincible):
     }
     trees: int = Field(4, ge=1, description="trees, side by side")
     branch: int = Field(4, ge=1, description="steps that a tree chooses from, each time")
-    lookahead: int = Field(
-        0, ge=0, description="greedy steps beyond each step, by whose end it is scored"
-    )
+    lookahead: Lookahead = 0
     choose: Choice = "best"
 
     @property

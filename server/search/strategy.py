@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -14,6 +14,9 @@ from server.search.operators import Action
 from server.types import Node
 
 Bound = Literal["width", "simulations", "depth"]  # of server.config.Limits
+Lookahead = Annotated[
+    int, Field(ge=0, description="greedy steps beyond each step, by whose end it is scored")
+]
 
 
 class BaseStrategy(BaseModel):
