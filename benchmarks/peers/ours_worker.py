@@ -3,6 +3,7 @@ engines in its process, as it is shipped."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, create_subprocess_exec
@@ -91,7 +92,10 @@ async def as_server(job: Job) -> AsyncIterator[Solver]:
             if "serving at" in (text := line.decode()):
                 url = text.partition("serving at ")[2].split()[0]
                 search = {"strategy": strategy(job).model_dump(mode="json", exclude_unset=True)}
+                # A pipe that nobody reads is full in the end, and then the server stands still.
+                log = asyncio.create_task(process.stderr.read())
                 yield Solver(asking(job, f"{url}/v1", job.policy_model, search=search))
+                log.cancel()
                 return
         raise RuntimeError("ponder serve did not start")
     finally:
