@@ -96,6 +96,9 @@ class PairRow:
     chosen_mask: Sequence[float] = ()
     rejected_mask: Sequence[float] = ()
     weight: float = 1.0
+    # Of each token, by the reference policy at temperature 1; by `score.py`.
+    chosen_logp_ref: Sequence[float] = ()
+    rejected_logp_ref: Sequence[float] = ()
 
 
 Row = TokenRow | ScoreRow | PairRow
@@ -121,7 +124,11 @@ class RowWriter:
     def __post_init__(self) -> None:
         self._schema = schema(self.header.kind)
         self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-        self._writer = pq.ParquetWriter(self._temporary, self._schema, compression="zstd")
+        try:
+            self._writer = pq.ParquetWriter(self._temporary, self._schema, compression="zstd")
+        except OSError as error:
+            self._temporary.unlink(missing_ok=True)
+            raise DataError(f"{self.path}: cannot be written: {error}") from error
         self._rows: list[Row] = []
 
     def add(self, row: Row) -> None:
@@ -143,8 +150,9 @@ class RowWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._temporary.exists():
+        try:
             self._writer.close()
+        finally:
             self._temporary.unlink(missing_ok=True)
 
     def _flush(self) -> None:
@@ -228,10 +236,13 @@ def _check_pair(row: PairRow, where: str) -> None:
     for name in ("prompt_ids", "chosen_ids", "rejected_ids"):
         if not getattr(row, name):
             raise DataError(f"{where}: {name}: no tokens")
-    for name, ids in (("chosen_mask", row.chosen_ids), ("rejected_mask", row.rejected_ids)):
-        mask = getattr(row, name)
-        if mask and len(mask) != len(ids):
-            raise DataError(f"{where}: {name}: {len(mask)} numbers for {len(ids)} tokens")
+    sides = (("chosen", row.chosen_ids), ("rejected", row.rejected_ids))
+    for name, ids in [(f"{side}_{n}", i) for side, i in sides for n in ("mask", "logp_ref")]:
+        values = getattr(row, name)
+        if values and len(values) != len(ids):
+            raise DataError(f"{where}: {name}: {len(values)} numbers for {len(ids)} tokens")
+        if any(_bad(v, False) for v in values):
+            raise DataError(f"{where}: {name}: a number that is NaN or infinite")
     if _bad(row.weight, False) or row.weight <= 0:
         raise DataError(f"{where}: weight: {row.weight}; allowed are numbers above 0")
 

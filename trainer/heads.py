@@ -1,0 +1,123 @@
+"""Reward models: a decoder and a head that says something at every token.
+
+process: Qwen2.5-Math-PRM's two layers (arXiv 2501.07301), softmax over bad and good; token: one
+linear layer; sequence: one unbounded score. Saved under the names that vLLM serves:
+Qwen2ForProcessRewardModel and the family's ...ForTokenClassification, ...ForSequenceClassification.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.utils import cached_file
+
+from trainer.config import Head
+from trainer.errors import DataError
+
+
+class RewardModel(PreTrainedModel):
+    """`forward` gives logits [B, N, L], or [B, K, L] of the columns `logits_to_keep`."""
+
+    config_class = PreTrainedConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+
+    def __init__(self, config: PreTrainedConfig, trunk: PreTrainedModel, head: Head):
+        super().__init__(config)
+        self.model = trunk
+        size = config.hidden_size
+        if head.kind == "process":
+            self.score: nn.Module = nn.Sequential(
+                nn.Linear(size, size), nn.ReLU(), nn.Linear(size, head.outputs)
+            )
+        else:
+            self.score = nn.Linear(size, head.outputs, bias=head.kind == "token")
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            module.weight.data.normal_(0.0, getattr(self.config, "initializer_range", 0.02))
+            if module.bias is not None:
+                module.bias.data.zero_()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        logits_to_keep: Tensor | None = None,
+        **_: Any,
+    ) -> dict[str, Tensor]:
+        hidden = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            use_cache=False,
+        ).last_hidden_state
+        if logits_to_keep is not None:
+            hidden = hidden[:, logits_to_keep]
+        return {"logits": self.score(hidden)}
+
+
+def architecture(head: Head, trunk: PreTrainedModel) -> str:
+    if head.kind == "process":
+        return "Qwen2ForProcessRewardModel"
+    family = type(trunk).__name__.removesuffix("Model")
+    return f"{family}For{'Token' if head.kind == 'token' else 'Sequence'}Classification"
+
+
+def attach(trunk: PreTrainedModel, head: Head, source: str) -> RewardModel:
+    """The head that the folder or hub name `source` has, if it has one of this shape; else a new
+    one from the seed that torch was given."""
+    config = trunk.config
+    config.num_labels = head.outputs
+    config.use_cache = False
+    names = architecture(head, trunk)
+    before = list(getattr(config, "architectures", None) or ())
+    model = RewardModel(config, trunk, head)
+    if before == [names]:
+        _load(model.score, source)
+    return model
+
+
+def name(folder: Path, model: RewardModel, head: Head) -> None:
+    """Says in the saved folder's config how vLLM is to read it."""
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    config["architectures"] = [architecture(head, model.model)]
+    config["num_labels"] = head.outputs
+    # transformers writes labels' names in the place of their number, vLLM reads either.
+    config["id2label"] = {str(n): f"LABEL_{n}" for n in range(head.outputs)}
+    config["label2id"] = {label: int(n) for n, label in config["id2label"].items()}
+    file.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _load(score: nn.Module, source: str) -> None:
+    file = cached_file(source, "model.safetensors", _raise_exceptions_for_missing_entries=False)
+    if file is None:
+        raise DataError(f"{source}: no model.safetensors to read the head from")
+    found = load_file(file)
+    state = {
+        key.removeprefix("score."): value.to(torch.float32)
+        for key, value in found.items()
+        if key.startswith("score.")
+    }
+    try:
+        score.load_state_dict(state)
+    except RuntimeError as error:
+        raise DataError(f"{source}: its head is another: {error}") from error
+
+
+def trunk_of(source: str) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The decoder alone, in float32, and what transformers says of loading it."""
+    model, info = AutoModel.from_pretrained(
+        source, dtype=torch.float32, attn_implementation="sdpa", output_loading_info=True
+    )
+    return model, info

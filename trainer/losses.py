@@ -1,0 +1,78 @@
+"""The losses, a number for each token (or pair): what is summed and divided is `fit.py`'s.
+
+`_P` is the axis of predictions: a batch's tokens that anything is asked of, whatever sequence
+they stand in. Log-probabilities are natural, in float32.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trainer.config import Losses
+
+
+def log_probs(logits_P_V: Tensor, target_P: Tensor, temperature_P: Tensor | None = None) -> Tensor:
+    """log p(target), under softmax(logits / temperature). [P]"""
+    logits_P_V = tempered(logits_P_V, temperature_P)
+    chosen_P = logits_P_V.gather(1, target_P[:, None]).squeeze(1)
+    return chosen_P - logits_P_V.logsumexp(1)
+
+
+def tempered(logits_P_V: Tensor, temperature_P: Tensor | None) -> Tensor:
+    logits_P_V = logits_P_V.float()
+    return logits_P_V if temperature_P is None else logits_P_V / temperature_P[:, None]
+
+
+def policy_gradient(
+    logp_P: Tensor, prox_P: Tensor | None, advantage_P: Tensor, losses: Losses
+) -> tuple[Tensor, Tensor]:
+    """The surrogate loss, and whether its gradient was cut off (0 or 1). [P] each.
+
+    What corrects for an older behaviour policy is a factor that does not change in training, and
+    stands in the advantage already (`offpolicy.py`).
+    pg: REINFORCE (Williams 1992), -A log p; clip: PPO (arXiv 1707.06347), with r = p / p_prox,
+    -min(r A, clip(r) A); cispo (arXiv 2506.13585): -sg(clip(r)) A log p, with no token left out.
+    """
+    if losses.policy == "pg":
+        return -advantage_P * logp_P, torch.zeros_like(logp_P)
+    assert prox_P is not None
+    ratio_P = torch.exp(logp_P - prox_P)
+    inside_P = ratio_P.clamp(1 - losses.clip_low, 1 + losses.clip_high)
+    if losses.policy == "cispo":
+        clipped_P = (ratio_P != inside_P).float()
+        return -inside_P.detach() * advantage_P * logp_P, clipped_P
+    free_P, bounded_P = ratio_P * advantage_P, inside_P * advantage_P
+    return -torch.minimum(free_P, bounded_P), (bounded_P < free_P).float()
+
+
+def k3(logp_P: Tensor, ref_P: Tensor) -> Tensor:
+    """Schulman's estimate of KL(p || ref) from a sample of p: r - 1 - log r, r = ref / p. [P]"""
+    log_ratio_P = ref_P - logp_P
+    return torch.exp(log_ratio_P) - 1 - log_ratio_P
+
+
+def exact_kl(logits_P_V: Tensor, ref_P_V: Tensor, temperature_P: Tensor | None) -> Tensor:
+    """KL(p || ref) over the whole vocabulary. [P]"""
+    log_p_P_V = torch.log_softmax(tempered(logits_P_V, temperature_P), 1)
+    log_q_P_V = torch.log_softmax(tempered(ref_P_V, temperature_P), 1)
+    return (log_p_P_V.exp() * (log_p_P_V - log_q_P_V)).sum(1)
+
+
+def verdict(logits_P_L: Tensor, target_P: Tensor) -> Tensor:
+    """Cross-entropy with soft labels: of a sigmoid where L = 1, of two labels (bad, good). [P]"""
+    logits_P_L = logits_P_L.float()
+    # Softmax of two is the sigmoid of their difference.
+    good_P = logits_P_L[:, 0] if logits_P_L.shape[1] == 1 else logits_P_L[:, 1] - logits_P_L[:, 0]
+    return F.binary_cross_entropy_with_logits(good_P, target_P, reduction="none")
+
+
+def dpo(margin_K: Tensor, losses: Losses) -> Tensor:
+    """Direct preference optimisation (arXiv 2305.18290), conservative where labels are noisy.
+
+    `margin_K`: of each pair, log p/ref of the chosen less that of the rejected. [K]
+    """
+    scaled_K = losses.dpo_beta * margin_K
+    smooth = losses.dpo_smoothing
+    return -(1 - smooth) * F.logsigmoid(scaled_K) - smooth * F.logsigmoid(-scaled_K)
