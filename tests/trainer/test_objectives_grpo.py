@@ -1,0 +1,96 @@
+"""Group-relative advantages."""
+
+from __future__ import annotations
+
+from collections import Counter
+from math import sqrt
+from typing import Any
+
+import pytest
+
+from tests.trainer.trees import Growing, small
+from trainer.objectives.grpo import Grpo
+from trainer.tree import Tree
+
+
+def rows(*trees: Tree, **settings: Any) -> tuple[dict[bytes, Any], Counter[str]]:
+    tally: Counter[str] = Counter()
+    found = list(Grpo(**settings).rows(trees, tally))
+    return {bytes(r.ids[2:]): r for r in found}, tally
+
+
+def test_a_small_tree() -> None:
+    """Of c, d and e one is right: mean 1/3, deviation sqrt(2)/3. The shared step a has the mean
+    of c's and d's, in the row of the first."""
+    found, tally = rows(small(), normalise=False)
+    assert list(found) == [b"a\nc\0", b"a\nd\0", b"b\ne\0"]
+    c, d, e = found.values()
+    assert c.advantage[2:] == pytest.approx([1 / 6, 1 / 6, 2 / 3, 2 / 3])
+    assert d.advantage[2:] == pytest.approx([0, 0, -1 / 3, -1 / 3])
+    assert e.advantage[2:] == pytest.approx([-1 / 3] * 4)
+    assert c.rl == [0, 0, 1, 1, 1, 1]
+    assert d.rl == [0, 0, 0, 0, 1, 1]
+    assert e.rl == [0, 0, 2, 2, 1, 1]  # b was drawn twice
+    assert c.ref_kl == c.rl and c.ce == ()
+    assert not tally
+    scaled, _ = rows(small())
+    assert scaled[b"a\nc\0"].advantage[4] == pytest.approx(2 / 3 / (sqrt(2) / 3))
+
+
+def test_rows_of_whole_answers() -> None:
+    found, _ = rows(small(), normalise=False, prefixes="per_leaf")
+    c, d, _ = found.values()
+    assert c.rl[2:] == [0.5, 0.5, 1, 1] == d.rl[2:]
+    assert c.advantage[2:] == pytest.approx([2 / 3] * 4)
+    assert d.advantage[2:] == pytest.approx([-1 / 3] * 4)
+    whole, _ = rows(small(), normalise=False, prefixes="per_leaf", damping=0)
+    assert whole[b"a\nc\0"].rl[2:] == [1, 1, 1, 1]
+
+
+def test_siblings() -> None:
+    """Q is 1/2 and 0 (twice) at the root, 1 and 0 below a; e is alone with what is not known."""
+    found, tally = rows(small(), group="siblings", normalise=False)
+    c, d, e = found.values()
+    assert c.advantage[2:] == pytest.approx([1 / 3, 1 / 3, 1 / 2, 1 / 2])
+    assert d.advantage[2:] == pytest.approx([0, 0, -1 / 2, -1 / 2])
+    assert e.advantage[2:] == pytest.approx([-1 / 6, -1 / 6, 0, 0])
+    assert e.rl == [0, 0, 2, 2, 0, 0]
+    assert tally == {"a group with too few samples": 1}
+
+
+def test_groups_that_say_nothing_are_left_out() -> None:
+    growing = Growing()
+    growing.add(0, "a", outcome=1.0)
+    assert rows(growing.tree()) == ({}, {"a group with too few samples": 1})
+    growing.add(0, "b", outcome=1.0)
+    assert rows(growing.tree()) == ({}, {"a group whose samples are all worth the same": 1})
+    found, _ = rows(growing.tree(), constant=True)
+    assert [r.advantage[2:] for r in found.values()] == [[0, 0], [0, 0]]
+    growing.add(0, "c", outcome=0.0)
+    assert rows(growing.tree(), min_group=4) == ({}, {"a group with too few samples": 1})
+
+
+def test_a_group_is_of_all_searches_of_a_problem() -> None:
+    first, second = Growing(), Growing()
+    first.add(0, "a", outcome=1.0)
+    second.add(0, "b", outcome=0.0)
+    assert Grpo().across and not Grpo(group="siblings").across
+    found, _ = rows(first.tree(), second.tree())
+    assert [r.advantage[2:] for r in found.values()] == [[1, 1], [-1, -1]]
+
+
+def test_what_was_resampled_is_learned_but_does_not_move_the_mean() -> None:
+    growing = Growing()
+    growing.add(0, "a", outcome=1.0)
+    growing.add(0, "b", outcome=0.0)
+    growing.add(0, "c", outcome=0.0, proposal="resampled", multiplicity=3)
+    found, _ = rows(growing.tree(), normalise=False)
+    assert [r.advantage[2] for r in found.values()] == [0.5, -0.5, -0.5]
+
+
+def test_what_was_written_to_look_ahead_has_no_gradient() -> None:
+    growing = Growing()
+    growing.add(0, "a", outcome=1.0)
+    growing.add(0, "b", outcome=0.0)
+    growing.add(0, "c", outcome=0.0, proposal="greedy")
+    assert list(rows(growing.tree())[0]) == [b"a\0", b"b\0"]
