@@ -45,7 +45,17 @@ KNOW_VLLM = {
     "server.engine.vllm_stream",
     "server.reward.prm",
 }
-TRAINER_MAY = ("server.types", "server.traces.schema", "server.reward.verifiers")
+TRAINER_MAY = (
+    "server.types",
+    "server.errors",
+    "server.profiles",
+    "server.traces",
+    "server.engine.tokenizer",
+    "server.reward.answer",
+    "server.reward.layout",
+    "server.reward.tools",  # what verifiers work with
+    "server.reward.verifiers",
+)
 
 
 def name_of(file: Path) -> str:
