@@ -2,6 +2,8 @@
 
 While the KV cache is too full a search is held back, too, if others run: it would only compete
 with them for what they need to end. Not for long, though: its requests wait fairly themselves.
+
+While the weights are exchanged (`drained`) none begins, and their time in the queue stands still.
 """
 
 from __future__ import annotations
@@ -24,9 +26,23 @@ PATIENCE = 0.1  # share of its seconds that a search waits for the KV cache alon
 class Turn:
     """A search that waits."""
 
+    left: float  # seconds of its search's time when the clock was last set
     patient: float  # until then it waits for the KV cache, in the loop's seconds
     begun: asyncio.Future[None]
+    clock: asyncio.Timeout = field(default_factory=lambda: asyncio.timeout(None))
     waits: bool = True
+
+    def go(self, now: float) -> None:
+        """Its time runs."""
+        self.clock.reschedule(now + self.left)
+        self.patient = now + PATIENCE * self.left
+
+    def stop(self, now: float) -> None:
+        """Its time stands still."""
+        when = self.clock.when()
+        if when is not None and not self.clock.expired():
+            self.left = max(0.0, when - now)
+            self.clock.reschedule(None)
 
 
 @dataclass(eq=False, slots=True)
@@ -53,17 +69,41 @@ class Admission:
         self._fair: Fair[Tenant] = Fair()
         self._tenants: dict[str | None, Tenant] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._pauses = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     @asynccontextmanager
-    async def admitted(self, tenant: str | None, seconds: float) -> AsyncIterator[None]:
-        """Wait for at most `seconds`. `Overloaded` if they end, or if too many wait."""
+    async def admitted(self, tenant: str | None, seconds: float) -> AsyncIterator[float]:
+        """Wait for at most `seconds`; how many are left. `Overloaded` if they end, or if too many
+        wait."""
         with self._known(tenant) as flow:
-            await self._begin(flow, seconds)
+            left = await self._begin(flow, seconds)
             try:
-                yield
+                yield left
             finally:
-                self.running -= 1
+                self._end()
                 self._next()
+
+    @asynccontextmanager
+    async def drained(self) -> AsyncIterator[None]:
+        """Wait until no search runs; inside, none does. Those that come wait, however long."""
+        self._pauses += 1
+        self._clocks(Turn.stop)
+        try:
+            await self._idle.wait()
+            yield
+        finally:
+            self._pauses -= 1
+            if not self._pauses:
+                self._clocks(Turn.go)
+                self._next()
+
+    def _clocks(self, change: Callable[[Turn, float], None]) -> None:
+        now = asyncio.get_running_loop().time()
+        for tenant in self._tenants.values():
+            for turn in tenant.queue:
+                change(turn, now)
 
     @contextmanager
     def _known(self, name: str | None) -> Iterator[Tenant]:
@@ -79,23 +119,27 @@ class Admission:
             if not tenant.searches:
                 del self._tenants[name]
 
-    async def _begin(self, tenant: Tenant, seconds: float) -> None:
+    async def _begin(self, tenant: Tenant, seconds: float) -> float:
         if not self._fair.waiting and self._may_begin(None):
             self._run(tenant)
-            return
+            return seconds
         if self._fair.waiting >= self._limits.queue:
             raise Overloaded(f"{self.running} searches run and {self._fair.waiting} wait")
         loop = asyncio.get_running_loop()
-        turn = Turn(loop.time() + PATIENCE * seconds, loop.create_future())
+        turn = Turn(seconds, loop.time(), loop.create_future())
         tenant.queue.append(turn)
         self._fair.enter(tenant)
         self._changed()
         self._watch()
         began = False
         try:
-            async with asyncio.timeout(seconds):
+            async with turn.clock:
+                if not self._pauses:
+                    turn.go(loop.time())
                 await turn.begun
+                turn.stop(loop.time())
             began = True
+            return turn.left
         except TimeoutError:
             raise Overloaded("the search's time ran out in the queue") from None
         finally:
@@ -105,11 +149,11 @@ class Admission:
     def _give_up(self, tenant: Tenant, turn: Turn) -> None:
         self._left(tenant, turn)
         if not turn.begun.cancelled():  # it had been let in at the same moment
-            self.running -= 1
+            self._end()
         self._next()
 
     def _may_begin(self, turn: Turn | None) -> bool:
-        if self.running >= self._limits.searches:
+        if self._pauses or self.running >= self._limits.searches:
             return False
         if self.running == 0 or not self._full():
             return True
@@ -118,6 +162,12 @@ class Admission:
     def _run(self, tenant: Tenant) -> None:
         self._fair.serve(tenant, 1.0)
         self.running += 1
+        self._idle.clear()
+
+    def _end(self) -> None:
+        self.running -= 1
+        if not self.running:
+            self._idle.set()
 
     def _next(self) -> None:
         """Begin what may begin now."""
@@ -150,5 +200,5 @@ class Admission:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._fair.waiting and self.running < self._limits.searches:
+        if self._fair.waiting and self.running < self._limits.searches and not self._pauses:
             self._timer = asyncio.get_running_loop().call_later(TICK, self._next)

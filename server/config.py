@@ -48,6 +48,15 @@ class VllmSettings(Frozen):
     gpu_memory_utilization: float = Field(0.45, gt=0, le=1)
     tensor_parallel_size: int = Field(1, ge=1)
     on_death: Literal["restart", "exit"] = Field("restart", description="when the engine dies")
+    lora_rank: int | None = Field(
+        None, ge=1, le=512, description="takes LoRA adapters of at most this rank; none if unset"
+    )
+    swap: Literal["auto", "in_place", "beside"] = Field(
+        "auto",
+        description="how it comes to other weights while it serves. in_place: loaded into the "
+        "engine, between two searches; beside: another engine is started, which takes twice the "
+        "memory for that time; auto: in place where vLLM is known to do it right",
+    )
     extra: dict[str, Any] = Field({}, description="more AsyncEngineArgs, passed as they are")
 
 
@@ -201,10 +210,23 @@ class TraceSettings(Frozen):
     queue: int = Field(10_000, ge=1, description="traces waiting to be written")
 
 
+class WeightSettings(Frozen):
+    """Where new weights come from, while the server runs (`server/published.py`)."""
+
+    folder: Path | None = Field(
+        None,
+        description="of policy/VERSION/ and prm/VERSION/, whose newest promoted ones are served",
+    )
+    seconds: float = Field(2.0, gt=0, description="between looks at the folder")
+
+
 class ServerSettings(Frozen):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535, description="0: any free one")
     api_keys: tuple[SecretStr, ...] = Field((), description="none: no key is asked for")
+    admin_keys: tuple[SecretStr, ...] = Field(
+        (), description="may also exchange weights, which none of the others may"
+    )
     header_seconds: float = Field(10.0, gt=0, description="to send a request's head")
     body_seconds: float = Field(30.0, gt=0, description="to send a request's body")
     drain_seconds: float = Field(30.0, gt=0, description="for running searches at shutdown")
@@ -230,3 +252,4 @@ class Settings(Frozen):
     scheduling: Scheduling = Scheduling()
     verifiers: VerifierSettings = VerifierSettings()
     traces: TraceSettings = TraceSettings()
+    weights: WeightSettings = WeightSettings()

@@ -4,7 +4,8 @@ PonderError                 500
 |- BadRequest               400   the caller's fault; names the parameter
 |  |- NotFound              404
 |  |- TooLarge              413
-|  `- Unauthorized          401
+|  |- Unauthorized          401
+|  `- Forbidden             403
 |- Overloaded               429   a queue or a quota is full; try again later
 |- EngineError              502   the policy failed
 |  |- EngineDead            503   and will not come back by itself
@@ -52,6 +53,11 @@ class TooLarge(BadRequest):
 class Unauthorized(BadRequest):
     status = 401
     code = "invalid_api_key"
+
+
+class Forbidden(BadRequest):
+    status = 403
+    code = "forbidden"
 
 
 class Overloaded(PonderError):

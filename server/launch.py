@@ -25,13 +25,14 @@ from server.api.app import create_app
 from server.api.health import check
 from server.api.server import uvicorn_config
 from server.config import ServerSettings, Settings, VllmSettings
+from server.following import Follower
 from server.metrics import Metrics
 from server.reward import Models
 from server.service import Service
 from server.sources import SettingsError
 from server.traces import TraceStore
 from server.traces.local import make_store
-from server.types import Engine
+from server.types import Load
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -170,10 +171,12 @@ async def built(settings: Settings, stack: AsyncExitStack) -> tuple[Service, Fas
             starts.append(_timed_start(name, part.start))
     await _started(starts, together=may_start_together(settings))
     metrics = Metrics(CollectorRegistry())
-    watch(metrics, policy, traces)
     service = Service(
         settings, Models(policy, profile, prm, orm, tools, judge), traces=traces, observer=metrics
     )
+    stack.push_async_callback(service.weights.close)
+    watch(metrics, service, traces)
+    await _follow(settings, service, stack)
     metrics.watch("share_waiting", "Requests that wait for room", lambda: service.share.waiting)
     app = create_app(service, settings, traces, metrics)
     # What is loaded stays. Walking a million objects of vLLM's and torch's again and again took a
@@ -184,13 +187,28 @@ async def built(settings: Settings, stack: AsyncExitStack) -> tuple[Service, Fas
     return service, app
 
 
-def watch(metrics: Metrics, policy: Engine, traces: TraceStore) -> None:
+async def _follow(settings: Settings, service: Service, stack: AsyncExitStack) -> None:
+    """Go over to what is published, and say what serves."""
+    weights = settings.weights
+    if weights.folder is not None:
+        follower = Follower(service.weights, weights.folder, weights.seconds)
+        stack.push_async_callback(follower.close)
+        await follower.start()
+    for part, serving in service.weights.serving.items():
+        log.info("the %s is version %s, of %s", part, serving.version, serving.folder)
+
+
+def watch(metrics: Metrics, service: Service, traces: TraceStore) -> None:
     """Gauges that are read from the parts themselves."""
+
+    def load() -> Load:
+        return service.models.policy.load()
+
     for name, text, value in (
-        ("engine_requests_running", "Policy requests running", lambda: policy.load().running),
-        ("engine_requests_waiting", "Policy requests waiting", lambda: policy.load().waiting),
-        ("engine_kv_usage", "Share of its KV cache in use", lambda: policy.load().kv),
-        ("engine_preemptions", "Requests it computed again", lambda: policy.load().preempted),
+        ("engine_requests_running", "Policy requests running", lambda: load().running),
+        ("engine_requests_waiting", "Policy requests waiting", lambda: load().waiting),
+        ("engine_kv_usage", "Share of its KV cache in use", lambda: load().kv),
+        ("engine_preemptions", "Requests it computed again", lambda: load().preempted),
         ("traces_pending", "Traces not yet written", lambda: traces.stats().pending),
         ("traces_dropped", "Traces lost to a full queue or disk", lambda: traces.stats().dropped),
         ("traces_rejected", "Traces that cannot be stored", lambda: traces.stats().rejected),

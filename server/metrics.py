@@ -27,6 +27,7 @@ class Metrics:
         self.registry = registry
         self._define_searches()
         self._define_replies()
+        self._define_weights()
 
     def _define_searches(self) -> None:
         self._searches = self._counter("searches", "Searches ended", "strategy", "outcome")
@@ -45,6 +46,21 @@ class Metrics:
         self._requests = self._counter("http_requests", "Replies", "method", "route", "status")
         self._reply_seconds = self._histogram(
             "http_seconds", "Until a reply's last byte", SECONDS, "route"
+        )
+
+    def _define_weights(self) -> None:
+        self._weights = Gauge(
+            "ponder_weights_info",
+            "1 for the version that serves",
+            ["part", "version"],
+            registry=self.registry,
+        )
+        self._versions: dict[str, str] = {}
+        self._exchanges = self._counter(
+            "weight_exchanges", "Other weights were to be served", "part", "outcome"
+        )
+        self._exchange_seconds = self._histogram(
+            "weight_exchange_seconds", "Until they were, draining included", SECONDS, "part"
         )
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
@@ -76,6 +92,19 @@ class Metrics:
         self._calls.inc(usage.scorer_calls)
         for kind, count in _spent(usage).items():
             self._tokens.labels(kind).inc(count)
+
+    def serves(self, part: str, version: str) -> None:
+        """The policy or PRM has these weights now."""
+        if part in self._versions:
+            self._weights.remove(part, self._versions[part])
+        self._versions[part] = version
+        self._weights.labels(part, version).set(1)
+
+    def exchanged(self, part: str, outcome: str, seconds: float) -> None:
+        """It was to be given others: loaded, refused, or failed."""
+        self._exchanges.labels(part, outcome).inc()
+        if outcome == "loaded":
+            self._exchange_seconds.labels(part).observe(seconds)
 
     def timed(self, strategy: str, then: Listener | None) -> Listener:
         """A listener that notes when the first event came, and passes every one on."""

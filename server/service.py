@@ -6,7 +6,7 @@ import asyncio
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Any, Protocol
 from uuid import uuid4
 
 from server.admission import Admission
@@ -27,7 +27,7 @@ from server.search.record import node_records, usage_record
 from server.search.run import run_search
 from server.search.writer import Shape
 from server.traces.schema import Trace, UsageRecord, Versions
-from server.types import Engine
+from server.weights import Weights, WeightsObserver
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class TraceSink(Protocol):
     def put(self, trace: Trace) -> None: ...
 
 
-class Observer(Protocol):
+class Observer(WeightsObserver, Protocol):
     """Told of every search; observes, never decides. Must not block."""
 
     def queued(self, waiting: int) -> None: ...
@@ -67,50 +67,63 @@ class Service:
         traces: TraceSink | None = None,
         observer: Observer | None = None,
     ):
-        self.settings, self.models = settings, models
-        self.prepare = Preparer(settings.limits, models).prepare
+        self.settings = settings
+        self._preparer = Preparer(settings.limits, models)
         self._traces, self._observer = traces, observer
         self._ahead: defaultdict[str, Ahead] = defaultdict(Ahead)  # by kind of strategy
-        self.share = Share(models.policy.load, settings.scheduling)
+        self.share = Share(lambda: self.models.policy.load(), settings.scheduling)
         self._admission = Admission(
             settings.limits,
             settings.scheduling.weights,
             full=self._full,
             queued=observer.queued if observer else None,
         )
+        self.weights = Weights(
+            models, self._admission, folder=settings.weights.folder, observer=observer
+        )
+
+    @property
+    def models(self) -> Models:
+        """Those that a search begins with now."""
+        return self.weights.models
 
     @property
     def profile(self) -> Profile:
         return self.models.profile
+
+    def prepare(self, **request: Any) -> Ask:
+        """See `Preparer.prepare`."""
+        if self._preparer.models is not self.models:
+            self._preparer = Preparer(self.settings.limits, self.models)
+        return self._preparer.prepare(**request)
 
     async def reason(self, ask: Ask, listener: Listener | None = None) -> Outcome:
         """Run one search. Cancelling it aborts everything in the engine.
 
         Raises `Overloaded`, `EngineError`, `ScorerError`, `NoAnswer`.
         """
-        clock = asyncio.get_running_loop().time
-        asked = clock()
         seconds = ask.budget.seconds
         assert seconds is not None
-        async with self._admission.admitted(ask.tenant, seconds):
-            left = max(0.0, seconds - (clock() - asked))
-            if not self.settings.scheduling.enabled:
-                return await self._search(ask, listener, self.models.policy, left)
-            with shared(self.models.policy, self.share, ask.tenant, left) as policy:
-                # What a reward has the policy say is said in its search's turn, too.
-                scorer = ask.reward.scorer(replace(self.models, policy=policy))
-                return await self._search(replace(ask, scorer=scorer), listener, policy, left)
+        async with self._admission.admitted(ask.tenant, seconds) as left:
+            with self.weights.pinned() as models:
+                if not self.settings.scheduling.enabled:
+                    return await self._search(ask, listener, models, left)
+                with shared(models.policy, self.share, ask.tenant, left) as policy:
+                    # What a reward has the policy say is said in its search's turn, too.
+                    models = replace(models, policy=policy)
+                    return await self._search(ask, listener, models, left)
 
     def _full(self) -> bool:
         return self.settings.scheduling.enabled and self.share.full
 
     async def _search(
-        self, ask: Ask, listener: Listener | None, policy: Engine, seconds: float
+        self, ask: Ask, listener: Listener | None, models: Models, seconds: float
     ) -> Outcome:
         clock = asyncio.get_running_loop().time
-        models, started, trace_id = self.models, clock(), uuid4().hex
-        version = models.policy.version
-        search = self._new_search(ask, listener, policy, seconds)
+        started, trace_id = clock(), uuid4().hex
+        # The models that it was prepared for may have made room for others.
+        ask = replace(ask, scorer=ask.reward.scorer(models))
+        search = self._new_search(ask, listener, models, seconds)
         error: BaseException | None = None
         answers: list[Answer] = []
         if self._observer:
@@ -121,7 +134,7 @@ class Service:
             await run_search(ask.strategy, search)
             if isinstance(ask.scorer, Settles) and (said := ask.scorer.settle(search.nodes)):
                 search.decide(**said)
-            answers = rank(search.nodes, ask.strategy.choose, self.profile.answer)
+            answers = rank(search.nodes, ask.strategy.choose, models.profile.answer)
             if not answers:
                 raise NoAnswer("the budget ended before one step was written", param="budget")
         except BaseException as failed:
@@ -129,22 +142,25 @@ class Service:
             raise
         finally:
             usage = usage_record(search, clock() - started)
-            trace = self._trace(trace_id, ask, search, answers, usage, version, error)
+            trace = self._trace(trace_id, ask, models, search, answers, usage, error)
             if self._observer:
                 self._observer.finished(ask, usage, error)
             if self._traces:
                 self._traces.put(trace)
-        return Outcome(trace_id, answers[: ask.n], usage, trace, models.policy.name, version)
+        versions = trace.versions
+        return Outcome(
+            trace_id, answers[: ask.n], usage, trace, versions.model_id, versions.policy_version
+        )
 
     def _new_search(
-        self, ask: Ask, listener: Listener | None, policy: Engine, seconds: float
+        self, ask: Ask, listener: Listener | None, models: Models, seconds: float
     ) -> Search:
         """`seconds` are what the queue has left of the caller's."""
-        budget = ask.budget
+        budget, profile = ask.budget, models.profile
         assert budget.tokens is not None
         return Search(
             ask.prompt,
-            policy,
+            models.policy,
             ask.scorer,
             Budget(
                 tokens=budget.tokens,
@@ -154,7 +170,7 @@ class Service:
                 reserve=min(ask.max_tokens, budget.tokens // 4),
             ),
             shape=Shape(
-                cut=self.profile.cut(),
+                cut=profile.cut(),
                 max_tokens=ask.max_tokens,
                 # What runs ahead depends on the load, and a seed is to give the same again.
                 lookahead=self.settings.speculation if ask.seed is None else 0,
@@ -164,9 +180,9 @@ class Service:
             sampling=ask.sampling,
             seed=ask.seed,
             listener=listener,
-            answer=self.profile.answer,
+            answer=profile.answer,
             judge=ask.judge,
-            operators=self.profile.operators,
+            operators=profile.operators,
             actions=ask.strategy.behaviours,
             ahead=self._ahead[ask.strategy.kind],
         )
@@ -175,23 +191,23 @@ class Service:
         self,
         trace_id: str,
         ask: Ask,
+        models: Models,
         search: Search,
         answers: list[Answer],
         usage: UsageRecord,
-        version: str,
         error: BaseException | None,
     ) -> Trace:
-        tokenizer = self.models.policy.tokenizer
+        policy = models.policy
         chosen = answers[0] if answers else None
         return Trace(
             trace_id=trace_id,
             created_at=datetime.now(UTC),
             tenant=ask.tenant,
             versions=Versions(
-                model_id=self.models.policy.name,
-                policy_version=version,
-                tokenizer_sha=getattr(tokenizer, "sha", None),
-                chat_template_sha=getattr(tokenizer, "template_sha", None),
+                model_id=policy.name,
+                policy_version=policy.version,
+                tokenizer_sha=getattr(policy.tokenizer, "sha", None),
+                chat_template_sha=getattr(policy.tokenizer, "template_sha", None),
                 scorer_id=ask.scorer.name,
                 scorer_version=ask.scorer.version,
             ),
@@ -213,7 +229,7 @@ class Service:
                 "speculation": self.settings.speculation,
             },
             seed=ask.seed,
-            nodes=node_records(search, self.profile.answer, ask.reward.outcome),
+            nodes=node_records(search, models.profile.answer, ask.reward.outcome),
             selected=chosen.node.id if chosen else None,
             answer=chosen.final if chosen else None,
             finish_reason=chosen.finish_reason if chosen else None,

@@ -22,6 +22,7 @@ from server.metrics import Metrics
 from server.profiles import AnswerProfile, Profile
 from server.reward import Models
 from server.service import Service
+from server.traces.feedback import Feedback
 from server.traces.schema import Trace
 from tests.fakes import FakeEngine
 
@@ -47,6 +48,11 @@ class Kept:
     async def get(self, trace_id: str) -> Trace | None:
         return self.traces.get(trace_id)
 
+    async def add_feedback(self, feedback: Feedback) -> None:
+        trace, said = self.traces[feedback.trace_id], feedback.model_dump(exclude_none=True)
+        changes = {name: said[name] for name in ("outcome", "feedback") if name in said}
+        self.traces[trace.trace_id] = trace.model_copy(update=changes)
+
 
 @dataclass
 class World:
@@ -64,14 +70,16 @@ class World:
         return self.engine.requests == 0
 
 
-def world(*, engine: FakeEngine | None = None, **settings: Any) -> World:
+def world(
+    *, engine: FakeEngine | None = None, profile: Profile = PROFILE, **settings: Any
+) -> World:
     """A server over fakes that write a token each 0.1 ms."""
     engine = engine or FakeEngine(pace=1e-4)
     configured = Settings.model_validate(
         {"policy": {"kind": "vllm", "model": "fake", "profile": "default"}, **settings}
     )
     metrics, traces = Metrics(CollectorRegistry()), Kept()
-    models = Models(engine, PROFILE)
+    models = Models(engine, profile)
     service = Service(configured, models, traces=traces, observer=metrics)
     app = create_app(service, configured, traces, metrics)  # type: ignore[arg-type]
     return World(engine, service, configured, metrics, app)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from dataclasses import replace
 from itertools import product
 from typing import Any, get_args
 
@@ -14,7 +13,7 @@ from server.api.effort import ALIASES, EFFORTS, SIZES, sized
 from server.profiles import AnswerProfile
 from server.search import Strategy
 from tests.fakes import FakeEngine
-from tests.serving import USER, client, connected, events, world
+from tests.serving import PROFILE, USER, client, connected, events, world
 
 CHAT = "/v1/chat/completions"
 
@@ -264,9 +263,8 @@ async def test_role_comes_while_the_search_still_runs() -> None:
 @pytest.mark.parametrize("pattern", [None, r"Answer: (\d+)"])
 async def test_one_path_is_streamed_while_it_is_written(pattern: str | None) -> None:
     """And adds up to what the reply without a stream says."""
-    parts = world(engine=FakeEngine(pace=0.002, length=20, p_end=0.1))
-    profile = parts.service.profile.model_copy(update={"answer": AnswerProfile(pattern=pattern)})
-    parts.service.models = replace(parts.service.models, profile=profile)
+    profile = PROFILE.model_copy(update={"answer": AnswerProfile(pattern=pattern)})
+    parts = world(engine=FakeEngine(pace=0.002, length=20, p_end=0.1), profile=profile)
     early, lines = 0, []
     async with connected(parts) as http:
         plain = body(model="fake", reasoning_effort="none")

@@ -17,6 +17,7 @@ LAYERS = [
     "server.eventstream",
     "server.budget",
     "server.profiles",
+    "server.published",
     "server.traces.schema",
     "server.config",
     "server.sandbox",
@@ -28,6 +29,8 @@ LAYERS = [
     "server.traces",
     "server.ask",
     "server.admission",
+    "server.weights",
+    "server.following",
     "server.service",
     "server.metrics",
     "server.api",
@@ -40,6 +43,9 @@ LAYERS = [
     "server.__main__",
 ]
 KNOW_VLLM = {
+    "server.engine.arguments",
+    "server.engine.meter",
+    "server.engine.process",
     "server.engine.llm",
     "server.engine.vllm",
     "server.engine.vllm_stream",

@@ -7,14 +7,16 @@ import time
 from fastapi import APIRouter, Depends, FastAPI
 from prometheus_client import CollectorRegistry
 
-from server.api import chat, docs, errors, health, models, presets, reason
+from server.api import chat, docs, errors, feedback, health, models, presets, reason, weights
 from server.api import traces as trace
-from server.api.auth import authorizer
+from server.api.auth import authorizer, for_admins
 from server.api.chat_schema import ChatRequest
+from server.api.feedback import FeedbackRequest
 from server.api.limits import Limits
 from server.api.parts import Parts
 from server.api.reason_schema import ReasonRequest
 from server.api.trail import Trail
+from server.api.weights import WeightsRequest
 from server.config import Settings
 from server.metrics import Metrics
 from server.service import Service
@@ -42,16 +44,19 @@ def create_app(
     app.add_middleware(Trail, metrics=metrics)
     app.include_router(health.open_routes(parts))
     app.include_router(_guarded(app, parts))
-    docs.describe(app, ChatRequest, ReasonRequest)
+    docs.describe(app, ChatRequest, ReasonRequest, FeedbackRequest, WeightsRequest)
     return app
 
 
 def _guarded(app: FastAPI, parts: Parts) -> APIRouter:
     """Every route that asks for a key: all but the two probes."""
     server = parts.settings.server
-    router = APIRouter(dependencies=[Depends(authorizer(server.api_keys))])
-    for family in (chat, reason, models, presets, trace, health):
+    keys = (*server.api_keys, *server.admin_keys) if server.api_keys else ()
+    router = APIRouter(dependencies=[Depends(authorizer(keys))])
+    for family in (chat, reason, models, presets, trace, feedback, health):
         router.include_router(family.routes(parts))
+    admins = [Depends(for_admins(server.admin_keys))]
+    router.include_router(weights.routes(parts), dependencies=admins)
     if server.docs:
         router.include_router(docs.routes(app))
     return router

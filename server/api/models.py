@@ -1,4 +1,4 @@
-"""`GET /v1/models`: the policy, and an alias for each search over it."""
+"""`GET /v1/models`: the policy, and an alias for each search over it; what weights they have."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ class Model(BaseModel):
     object: Literal["model"] = "model"
     created: int  # Unix seconds
     owned_by: str = "ponder"
+    version: str  # of the policy's weights
+    prm_version: str | None  # of those of the process reward model, if there is one
 
 
 class ModelList(BaseModel):
@@ -25,17 +27,24 @@ class ModelList(BaseModel):
 
 def routes(parts: Parts) -> APIRouter:
     router = APIRouter(tags=["models"])
-    policy = parts.service.models.policy.name
+    service = parts.service
+    policy = service.models.policy.name
+
+    def described(name: str) -> Model:
+        models = service.models
+        prm = models.prm.version if models.prm else None
+        version = models.policy.version
+        return Model(id=name, created=parts.created, version=version, prm_version=prm)
 
     @router.get("/v1/models", summary="Every model name that a request may use")
     async def listed() -> ModelList:
         names = [policy, *ALIASES]
-        return ModelList(data=[Model(id=name, created=parts.created) for name in names])
+        return ModelList(data=[described(name) for name in names])
 
     # A path: names of models on a hub have a slash.
     @router.get("/v1/models/{model:path}", summary="One of them")
     async def one(model: str) -> Model:
         alias_kind(model, policy)
-        return Model(id=model, created=parts.created)
+        return described(model)
 
     return router

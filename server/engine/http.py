@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from pathlib import PurePosixPath
+from copy import copy
+from pathlib import Path, PurePosixPath
+from uuid import uuid4
 
 from server.config import HttpSettings
 from server.engine import tops
 from server.engine.bounds import fit
+from server.engine.checkpoint import ADAPTER, BadWeights, Checkpoint, look_over
 from server.engine.gauges import Gauges
 from server.engine.http_chat import Chat
 from server.engine.http_stream import Job
@@ -21,6 +24,7 @@ from server.types import Cut, Load, Message, Sampling, Stream, Tokenizer
 from server.upstream import Upstream, context_of, weights_of
 
 CHARACTERS = 1 << 20  # the chat dialect's context: the server knows its own, in its own tokens
+LOAD, UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
 log = logging.getLogger(__name__)
 
 
@@ -42,6 +46,9 @@ class HttpEngine:
         self._upstream = Upstream(settings, error=EngineError, dead=EngineDead)
         self._dialect: Chat | Completions
         self._gauges: Gauges | None = None
+        self._base = self  # without an adapter
+        self._views = [self]  # that share the connections; the last one to close ends them
+        self._adapter: str | None = None  # its name at the server
 
     async def start(self) -> None:
         """Ask the server what it serves. `EngineDead` if it cannot be reached, `EngineError` if it
@@ -54,9 +61,69 @@ class HttpEngine:
             raise
 
     async def close(self) -> None:
-        if self._gauges is not None:
-            await self._gauges.close()
-        await self._upstream.close()
+        """Of several that share a server, the last one ends the connections to it."""
+        if self not in self._views:
+            return
+        self._views.remove(self)
+        try:
+            if self._adapter is not None:
+                await self._upstream.post(UNLOAD, {"lora_name": self._adapter})
+        finally:
+            if not self._views:
+                if self._gauges is not None:
+                    await self._gauges.close()
+                await self._upstream.close()
+
+    @property
+    def folder(self) -> str:
+        """Where its server says that the weights come from is the server's own affair."""
+        return self.settings.model
+
+    async def reread(self) -> str:
+        """Ask the server again what it serves; steps have that version from now on."""
+        if self._adapter is None:
+            required = self.settings.dialect == "vllm"
+            card = await self._upstream.card(self.settings.model, required=required)
+            self.version = self._base.version = weights_of(card)
+        return self.version
+
+    async def look_over(self, folder: Path) -> Checkpoint:
+        """The adapter in `folder`, which this process has to see at the path at which the server
+        does. Raises `BadWeights`."""
+        base = self._base
+        if str(folder) == base.folder:
+            return Checkpoint(folder, base.version, "unknown", {})
+        if not isinstance(self.tokenizer, HFTokenizer):
+            raise BadWeights(f"{self.name} is behind a chat API, which takes no weights")
+        if not (folder / ADAPTER).is_file():
+            raise BadWeights(
+                f"{self.name} is served elsewhere, which can be given adapters only; give that "
+                "server its weights, and post {} here"
+            )
+        model, tokenizer = base.folder, self.tokenizer
+        with boundary(EngineError, f"reading {folder}"):
+            return await asyncio.to_thread(look_over, folder, "policy", model, tokenizer)
+
+    def drains(self, found: Checkpoint) -> bool:
+        return False
+
+    async def successor(self, found: Checkpoint) -> HttpEngine:
+        """The policy with an adapter, which its server is told to load under a new name. It runs
+        with `VLLM_ALLOW_RUNTIME_LORA_UPDATING=1` and `--enable-lora`. Each is to be closed."""
+        if found.rank is None:
+            return self._view(self._base.settings, found.version, None)
+        name = f"{found.version}-{uuid4().hex[:8]}"
+        await self._upstream.post(LOAD, {"lora_name": name, "lora_path": str(found.folder)})
+        settings = self.settings.model_copy(update={"model": name})
+        return self._view(settings, found.version, name)
+
+    def _view(self, settings: HttpSettings, version: str, adapter: str | None) -> HttpEngine:
+        other = copy(self)
+        other.settings, other.version, other._adapter = settings, version, adapter
+        if isinstance(self._dialect, Completions):
+            other._dialect = self._dialect.named(settings)
+        self._views.append(other)
+        return other
 
     def stream(
         self,

@@ -9,6 +9,7 @@ no cached tokens. With `--enable-scale-out` it has a cheaper route, which is the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from functools import lru_cache
 from typing import Any
 
@@ -41,6 +42,12 @@ class Completions:
         self._upstream = upstream
         self._streams = streams
         self._patterns = lru_cache(maxsize=8)(self._automaton)
+
+    def named(self, settings: HttpSettings) -> Completions:
+        """The same server, with the model that these settings name."""
+        other = copy(self)
+        other.settings = settings
+        return other
 
     def stream(self, job: Job, version: str) -> HttpStream:
         segmenter = Segmenter(

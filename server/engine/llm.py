@@ -1,96 +1,46 @@
-"""One vLLM engine in this process: its arguments, its start and end, its death and return.
+"""One vLLM engine in this process: its start and end, its death and return, and other weights.
 
-What the policy (`vllm.py`) and an in-process PRM share. Environment variables are read by vLLM
-and OpenMP in the engine's own process, which `Llm.start` spawns; `ENVIRONMENT` and, on CPU,
-`CPU_ENVIRONMENT` are set before that, and only where the user has set nothing.
+What the policy (`vllm.py`) and an in-process PRM share. `arguments.py` has how it is started.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
-import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import fields
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-import zmq
-from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import VLLMValidationError
+from vllm.lora.request import LoRARequest
 from vllm.platforms import current_platform
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
-from vllm.v1.metrics.loggers import PrometheusStatLogger
 
 from server.config import VllmSettings
+from server.engine.arguments import arguments, prepare_environment
+from server.engine.checkpoint import Checkpoint
+from server.engine.meter import Meter
+from server.engine.process import shut_down, yield_cores
 from server.errors import BadRequest, EngineDead, EngineError, PonderError, boundary
 from server.types import Load
 
 log = logging.getLogger(__name__)
 
-ENVIRONMENT = {
-    "VLLM_LOGGING_LEVEL": "WARNING",
-    "VLLM_NO_USAGE_STATS": "1",  # nothing is reported to anyone
-}
-CPU_ENVIRONMENT = {
-    # Half the cores: a policy and a PRM run side by side. One thread beats two that share a core.
-    "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // 2)),
-    # vLLM's own binding puts every engine of a machine on the same first cores.
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    # The worker lives in the engine's process: one process fewer to start and to talk to.
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-}
-CPU_ARGUMENTS: dict[str, Any] = {
-    "enforce_eager": True,  # compiling takes longer to start than small models win back
-    "block_size": 32,  # vLLM's 128 caches a prefix in steps of 128 tokens
-    "kv_cache_memory_bytes": 1 << 29,  # vLLM's default is nearly all memory, for each engine
-}
-YIELDING = 10  # niceness: about a tenth of a core's time while others want it, all of it otherwise
 BACKOFF = (1.0, 2.0, 5.0, 15.0, 60.0)  # seconds before each attempt to restart; the last repeats
-
-GRACE = 2.0  # seconds that an engine's process has to end before it is killed: it keeps nothing
-
-
-def arguments(settings: VllmSettings, defaults: Mapping[str, Any] | None = None) -> AsyncEngineArgs:
-    """Engine arguments: ours, `defaults` over them, the user's `extra` over both.
-
-    vLLM's own statistics are off: they cost time for each token, and are process-wide Prometheus
-    collectors, which a second engine wipes. `Meter` takes what is needed.
-    `BadRequest` on an argument that vLLM does not have.
-    """
-    known = {f.name for f in fields(AsyncEngineArgs)}
-    if unknown := sorted(settings.extra.keys() - known):
-        raise BadRequest(f"unknown AsyncEngineArgs: {', '.join(unknown)}", param="extra")
-    values: dict[str, Any] = {
-        "model": settings.model,
-        "dtype": settings.dtype,
-        "max_model_len": settings.max_model_len,
-        "max_num_seqs": settings.max_num_seqs,
-        "gpu_memory_utilization": settings.gpu_memory_utilization,
-        "tensor_parallel_size": settings.tensor_parallel_size,
-        "enable_prefix_caching": True,
-        "disable_log_stats": True,
-        "use_tqdm_on_load": False,
+# What vLLM, on a CPU, puts into a running engine as a new one would have it; seen by comparing the
+# two's log-probabilities and verdicts. Of others it may leave packed copies as they were.
+RELOADED_RIGHT = frozenset(
+    {
+        "LlamaForCausalLM",
+        "LlamaForTokenClassification",
+        "Qwen2ForCausalLM",
+        "Qwen2ForProcessRewardModel",
     }
-    values |= CPU_ARGUMENTS if current_platform.is_cpu() else {}
-    if settings.kv_cache_bytes is not None:
-        values["kv_cache_memory_bytes"] = settings.kv_cache_bytes
-    return AsyncEngineArgs(**(values | dict(defaults or {}) | settings.extra))
-
-
-def prepare_environment() -> None:
-    """Set what the user has not set. Logging in this process was configured by the import."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
-    if current_platform.is_cpu():
-        for name, value in CPU_ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
+)
 
 
 @contextmanager
@@ -113,47 +63,13 @@ def terminate() -> None:
     signal.raise_signal(signal.SIGTERM)
 
 
-class Meter(PrometheusStatLogger):
-    """What the engine's scheduler says of its KV cache, with each of its steps.
-
-    A subclass without its parent's collectors, which vLLM would otherwise make, too.
-    """
-
-    def __init__(self, vllm_config: Any, engine_indexes: list[int] | None = None):
-        self.preempted = 0
-        self._used: dict[int, float] = {}  # share in use, by data-parallel rank
-
-    @property
-    def used(self) -> float:
-        return sum(self._used.values()) / len(self._used) if self._used else 0.0
-
-    def record(
-        self,
-        scheduler_stats: Any,
-        iteration_stats: Any,
-        mm_cache_stats: Any = None,
-        engine_idx: int = 0,
-    ) -> None:
-        if scheduler_stats is not None:
-            self._used[engine_idx] = scheduler_stats.kv_cache_usage
-            # Counted when they resume.
-            self.preempted += scheduler_stats.prefix_cache_stats.preempted_requests
-
-    def log_engine_initialized(self) -> None:
-        """Nothing to say."""
-
-    def record_sleep_state(self, sleep: int = 0, level: int = 0) -> None:
-        """Not kept."""
-
-    def record_admission_rejection(self, reason: str) -> None:
-        """Not kept."""
-
-
 class Llm:
     """An `AsyncLLM` that comes back. `on_exit` is called at its death if settings say "exit".
 
     From its death until it serves again, `engine` raises `EngineDead` at once. On a CPU one that
     is `yielding` leaves the cores to the others while they want them.
+
+    Several views may have it in use (`share`); with the last of them to `close` it ends.
     """
 
     def __init__(
@@ -167,8 +83,9 @@ class Llm:
         self.name = settings.name or Path(settings.model).name
         self.capacity = settings.max_num_seqs
         self.restarts = 0
+        self.version = ""  # of the weights that `model` names; whoever starts it says so
         self._settings = settings
-        self._defaults = defaults
+        self._defaults = defaults if defaults is not None else {}
         self._on_exit = on_exit
         self._yielding = yielding and current_platform.is_cpu()
         self._engine: AsyncLLM | None = None
@@ -177,6 +94,8 @@ class Llm:
         self._revival: asyncio.Task[None] | None = None
         self._closing = False
         self._ids = count()
+        self._adapters = count(1)
+        self._views = 1
 
     async def start(self) -> None:
         """Load the model; seconds to minutes, off the event loop. Raises `EngineError`."""
@@ -191,7 +110,7 @@ class Llm:
             # It ends when the engine's process does, after telling every open request.
             engine.output_handler.add_done_callback(lambda _: self._died(engine))
         if self._yielding:
-            _yield_cores(engine)
+            yield_cores(engine)
         assert engine.logger_manager is not None
         loggers = engine.logger_manager.stat_loggers
         self._meter = next(m for m in loggers if isinstance(m, Meter))
@@ -199,14 +118,97 @@ class Llm:
         self._kv_tokens = (cache.num_gpu_blocks or 0) * cache.block_size
         self._engine = engine
 
+    def share(self) -> None:
+        """One more has it in use, and will `close` it."""
+        self._views += 1
+
     async def close(self) -> None:
+        self._views -= 1
+        if self._views > 0:
+            return
         self._closing = True
         if self._revival is not None:
             self._revival.cancel()
             await asyncio.gather(self._revival, return_exceptions=True)
         engine, self._engine = self._engine, None
         if engine is not None:
-            await _shut_down(engine)
+            await shut_down(engine)
+
+    @property
+    def model(self) -> str:
+        """A folder or a hub name: where its weights come from, at a restart too."""
+        return self._settings.model
+
+    def reloads(self, found: Checkpoint) -> bool:
+        """Whether it takes these weights as it runs; else another engine is started beside it."""
+        if self._settings.swap != "auto":
+            return self._settings.swap == "in_place"
+        # vLLM computes the one from other weights and forgets to, and adds the other on its own.
+        if "convert" in self._defaults or "score.bias" in found.tensors or found.quantized:
+            return False
+        return not current_platform.is_cpu() or found.architecture in RELOADED_RIGHT
+
+    async def loaded(self, found: Checkpoint) -> Llm:
+        """The engine that serves these weights, `share`d or new: this one, if it has them or
+        `reloads` them, when it must have no request; else another one, started beside it.
+
+        Raises `EngineError`, with this one as it was.
+        """
+        if found.version == self.version or self.reloads(found):
+            if found.version != self.version:
+                await self._reload(found)
+            self.share()
+            return self
+        other = Llm(
+            self._moved(found),
+            defaults=self._defaults,
+            on_exit=self._on_exit,
+            yielding=self._yielding,
+        )
+        other.version = found.version
+        await other.start()
+        return other
+
+    def _moved(self, found: Checkpoint) -> VllmSettings:
+        return self._settings.model_copy(update={"model": str(found.folder), "name": self.name})
+
+    async def _reload(self, found: Checkpoint) -> None:
+        engine, what = self.engine, f"loading {found.folder} into {self.name}"
+        try:
+            with llm_boundary(what):
+                await engine.pause_generation(mode="wait")
+                weights = {"weights_path": str(found.folder)}
+                await engine.collective_rpc("reload_weights", kwargs=weights)
+                await engine.collective_rpc("repack")
+                await engine.reset_prefix_cache()
+                await engine.update_weight_version(found.version)
+                await engine.resume_generation()
+        except EngineError as error:
+            log.error("%s; it starts again as it was", error.message)
+            await self._again(engine)
+            raise
+        self._settings, self.version = self._moved(found), found.version
+
+    async def _again(self, engine: AsyncLLM) -> None:
+        """Start it anew with the weights it had: vLLM may have replaced some of them."""
+        if self._engine is engine:
+            self._engine = None
+            self._revival = asyncio.create_task(self._revive(engine))
+        await self.revived()
+
+    async def adapt(self, found: Checkpoint) -> LoRARequest:
+        """Load an adapter, under a name that none had: vLLM's prefix cache goes by the name."""
+        number = next(self._adapters)
+        request = LoRARequest(f"{found.version}-{number}", number, str(found.folder))
+        with llm_boundary(f"loading the adapter {found.folder} into {self.name}"):
+            if not await self.engine.add_lora(request):
+                raise EngineError(f"{self.name} did not load the adapter {found.folder}")
+        return request
+
+    async def unadapt(self, adapter: LoRARequest) -> None:
+        if not self.dead:
+            with llm_boundary(f"removing an adapter from {self.name}"):
+                await self.engine.remove_lora(adapter.lora_int_id)
 
     @property
     def engine(self) -> AsyncLLM:
@@ -255,7 +257,7 @@ class Llm:
             self._revival = asyncio.create_task(self._revive(engine))
 
     async def _revive(self, engine: AsyncLLM) -> None:
-        await _shut_down(engine)
+        await shut_down(engine)
         for attempt in count():
             await asyncio.sleep(BACKOFF[min(attempt, len(BACKOFF) - 1)])
             try:
@@ -266,29 +268,3 @@ class Llm:
                 self.restarts += 1
                 log.warning("engine %s restarted", self.name)
                 return
-
-
-def _yield_cores(engine: AsyncLLM) -> None:
-    """Linux keeps niceness by the thread; a new one has that of the one that begins it."""
-    manager = engine.engine_core.resources.engine_manager
-    if sys.platform != "linux" or manager is None:
-        return
-    for process in manager.processes:
-        for thread in Path(f"/proc/{process.pid}/task").iterdir():
-            with suppress(ProcessLookupError):  # it has ended
-                now = os.getpriority(os.PRIO_PROCESS, int(thread.name))
-                os.setpriority(os.PRIO_PROCESS, int(thread.name), now + YIELDING)
-
-
-async def _shut_down(engine: AsyncLLM) -> None:
-    """End the engine's process, if it still runs, and free what vLLM leaves to the collector."""
-    client = engine.engine_core
-    if engine.output_handler is not None:
-        engine.output_handler.cancel()  # or it reports the end that we ask for as a death
-    await asyncio.to_thread(engine.shutdown, GRACE)
-    # After a death vLLM's own thread may be at this still; a context with an open socket in it
-    # would wait for that, and stop the event loop.
-    for socket in vars(client.resources).values():
-        if isinstance(socket, zmq.Socket):
-            socket.close(linger=0)
-    await asyncio.to_thread(client.ctx._shadow_obj.term)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from copy import copy
+from pathlib import Path
 
 from vllm import SamplingParams
 from vllm.inputs import tokens_input
+from vllm.lora.request import LoRARequest
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 
 from server.config import VllmSettings
 from server.engine import tops
+from server.engine.bounds import fit
+from server.engine.checkpoint import BadWeights, Checkpoint, look_over
 from server.engine.halting import Halting
 from server.engine.llm import Llm, llm_boundary, terminate
 from server.engine.segment import Patterns, Segmenter
@@ -42,7 +47,7 @@ class VllmEngine:
     def __init__(self, settings: VllmSettings, *, on_exit: Callable[[], None] = terminate):
         defaults = ARGUMENTS | (CPU_ARGUMENTS if current_platform.is_cpu() else {})
         self._llm = Llm(settings, defaults=defaults, on_exit=on_exit)
-        self._model = settings.model
+        self._rank = settings.lora_rank
         self.name = self._llm.name
         self.tokenizer: HFTokenizer
         self.version = ""
@@ -50,20 +55,73 @@ class VllmEngine:
         self.most_logprobs = tops.MOST
         self._patterns: dict[tuple[str, tuple[str, ...]], Patterns] = {}
         self._halting: Halting
+        self._adapter: LoRARequest | None = None
+        self._closed = False
 
     async def start(self) -> None:
         """Load tokenizer and weights. Raises `EngineError`; `BadRequest` on unusable settings."""
-        with llm_boundary(f"reading {self._model}"):
+        model = self._llm.model
+        with llm_boundary(f"reading {model}"):
             self.tokenizer, self.version = await asyncio.gather(
-                asyncio.to_thread(HFTokenizer, self._model),
-                asyncio.to_thread(fingerprint, self._model),
+                asyncio.to_thread(HFTokenizer, model),
+                asyncio.to_thread(fingerprint, model),
             )
         self._halting = Halting(self.tokenizer)
+        self._llm.version = self.version
         await self._llm.start()
         self.context = self._llm.context
 
     async def close(self) -> None:
+        """Of an engine that several policies share, the last one ends it."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._adapter is not None:
+            await self._llm.unadapt(self._adapter)
         await self._llm.close()
+
+    @property
+    def folder(self) -> str:
+        """Where its weights come from; a hub name, or an adapter's folder."""
+        return self._llm.model if self._adapter is None else self._adapter.lora_path
+
+    async def look_over(self, folder: Path) -> Checkpoint:
+        """The weights in `folder`, if this policy can go over to them. Raises `BadWeights`."""
+        with llm_boundary(f"reading {folder}"):
+            found = await asyncio.to_thread(
+                look_over, folder, "policy", self._llm.model, self.tokenizer
+            )
+        if found.rank is not None:
+            self._check_adapter(found, found.rank)
+        return found
+
+    def _check_adapter(self, found: Checkpoint, rank: int) -> None:
+        if self._rank is None:
+            raise BadWeights(f"{found.folder} is an adapter; policy.lora_rank lets none be served")
+        if rank > self._rank:
+            raise BadWeights(f"{found.folder} is of rank {rank}; policy.lora_rank is {self._rank}")
+        if found.base not in (None, self._llm.version):
+            raise BadWeights(
+                f"{found.folder} is an adapter of {found.base}; {self._llm.version} is served"
+            )
+
+    def drains(self, found: Checkpoint) -> bool:
+        """Whether no search may run while it goes over to these."""
+        return (
+            found.rank is None and found.version != self._llm.version and self._llm.reloads(found)
+        )
+
+    async def successor(self, found: Checkpoint) -> VllmEngine:
+        """A policy with these weights, ready to serve. Unless it `drains`, this one goes on.
+        Each is to be closed. Raises `EngineError`, with this one as it was."""
+        other = copy(self)
+        other.version, other._closed, other._adapter = found.version, False, None
+        if found.rank is None:
+            other._llm = await self._llm.loaded(found)
+        else:
+            other._adapter = await self._llm.adapt(found)
+            self._llm.share()
+        return other
 
     def stream(
         self,
@@ -76,7 +134,8 @@ class VllmEngine:
         priority: int = 0,
         top_logprobs: int = 0,
     ) -> VllmStream:
-        self._fit(len(prompt_ids), max_tokens)
+        assert self._llm.engine
+        fit(self.name, self.context, len(prompt_ids), max_tokens)
         tops.check(top_logprobs)
         patterns = self._automaton(cut.delimiter, sampling.stop)
         segmenter = Segmenter(
@@ -87,14 +146,15 @@ class VllmEngine:
             begun=cut.begun,
         )
         ids = tuple(prompt_ids)
-        request = Request(ids, max_tokens, seed, sampling, priority, top_logprobs)
+        request = Request(ids, max_tokens, seed, sampling, priority, top_logprobs, self._adapter)
         halting = (lambda: self._halting.ids(cut.delimiter)) if cut.halt else None
         return VllmStream(self._llm, segmenter, request, cut.max_step_tokens - cut.begun, halting)
 
     async def label_logprobs(
         self, ids: Sequence[int], labels: Sequence[int]
     ) -> tuple[tuple[float, ...], int]:
-        self._fit(len(ids), 1)
+        assert self._llm.engine
+        fit(self.name, self.context, len(ids), 1)
         params = SamplingParams(
             max_tokens=1,
             temperature=0,
@@ -104,7 +164,10 @@ class VllmEngine:
         )
         with llm_boundary(f"asking {self.name} for labels"):
             outputs = self._llm.engine.generate(
-                tokens_input(list(ids)), params, self._llm.request_id()
+                tokens_input(list(ids)),
+                params,
+                self._llm.request_id(),
+                lora_request=self._adapter,
             )
             async for output in outputs:
                 found = output.outputs[0].logprobs[0]
@@ -118,27 +181,6 @@ class VllmEngine:
         """Raises `EngineDead` if the engine's process is gone."""
         with llm_boundary(f"checking {self.name}"):
             await self._llm.engine.check_health()
-
-    def _fit(self, prompt: int, tokens: int) -> None:
-        """Raises `EngineDead` if nothing runs, `BadRequest` if the context is too short."""
-        assert self._llm.engine
-        if prompt < 1:
-            raise BadRequest("the prompt is empty", param="messages")
-        if tokens < 1:
-            raise BadRequest("max_tokens must be at least 1", param="max_tokens")
-        if prompt + 1 > self.context:
-            raise BadRequest(
-                f"the prompt has {prompt} tokens; {self.name} takes at most {self.context - 1}",
-                param="messages",
-                code="context_length_exceeded",
-            )
-        if prompt + tokens > self.context:
-            raise BadRequest(
-                f"max_tokens is {tokens}; at most {self.context - prompt} fit after a prompt of "
-                f"{prompt} tokens in a context of {self.context}",
-                param="max_tokens",
-                code="context_length_exceeded",
-            )
 
     def _automaton(self, delimiter: str, stop: tuple[str, ...]) -> Patterns:
         if not all(stop):

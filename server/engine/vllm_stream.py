@@ -17,6 +17,7 @@ from typing import Any
 
 from vllm import SamplingParams
 from vllm.inputs import tokens_input
+from vllm.lora.request import LoRARequest
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.core.sched.scheduler import Scheduler
 
@@ -72,6 +73,7 @@ class Request:
     sampling: Sampling
     priority: int
     top_logprobs: int = 0
+    adapter: LoRARequest | None = None
 
     def params(self, stop_token_ids: list[int]) -> SamplingParams:
         s = self.sampling
@@ -185,6 +187,7 @@ class VllmStream:
                     tokens_input(list(request.prompt_ids)),
                     request.params(halting),
                     priority=request.priority,
+                    lora_request=request.adapter,
                 )
                 early = queue.get_nowait()
             sent = True

@@ -20,7 +20,7 @@ def fingerprint(model: str) -> str:
     files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
     whole = sum(f.stat().st_size for f in files) <= WHOLE
     digest = hashlib.sha256()
-    for file in [*folder.glob("config.json"), *files]:
+    for file in [*folder.glob("config.json"), *folder.glob("adapter_config.json"), *files]:
         digest.update(f"{file.name} {file.stat().st_size}\n".encode())
         _update(digest, file, whole=whole)
     return digest.hexdigest()[:12]

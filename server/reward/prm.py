@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any
+from copy import copy
+from pathlib import Path
+from typing import Any, Self
 
 from torch import Tensor
 from transformers import AutoConfig
@@ -25,6 +27,7 @@ from vllm.inputs import tokens_input
 from vllm.outputs import PoolingRequestOutput
 
 from server.config import OrmSettings, VllmSettings
+from server.engine.checkpoint import BadWeights, Checkpoint, look_over
 from server.engine.llm import Llm, llm_boundary, terminate
 from server.engine.tokenizer import HFTokenizer
 from server.engine.weights import fingerprint
@@ -64,6 +67,7 @@ class VllmPooling:
         self.memory = Memory()
         self.version = ""
         self.context = 0
+        self._closed = False
 
     async def start(self) -> None:
         """Load tokenizer and weights, and ask for one verdict, so that a model that is no reward
@@ -74,8 +78,12 @@ class VllmPooling:
                 asyncio.to_thread(fingerprint, self._engine.model),
             )
             await asyncio.to_thread(self._prepare)
+        self._llm.version = self.version
         await self._llm.start()
         self.context = self._llm.context
+        await self._try()
+
+    async def _try(self) -> None:
         try:
             await self.rows((0,), (0,))
         except BaseException:
@@ -86,7 +94,38 @@ class VllmPooling:
         """With the tokenizer there, before the weights are loaded."""
 
     async def close(self) -> None:
-        await self._llm.close()
+        """Of an engine that several share, the last one ends it."""
+        if not self._closed:
+            self._closed = True
+            await self._llm.close()
+
+    @property
+    def folder(self) -> str:
+        """Where its weights come from; or a hub name."""
+        return self._llm.model
+
+    async def look_over(self, folder: Path) -> Checkpoint:
+        """The weights in `folder`, if this model can go over to them. Raises `BadWeights`."""
+        with llm_boundary(f"reading {folder}"):
+            found = await asyncio.to_thread(
+                look_over, folder, "prm", self._llm.model, self.tokenizer
+            )
+        if found.rank is not None:
+            raise BadWeights(f"{folder} is an adapter, which no reward model takes")
+        return found
+
+    def drains(self, found: Checkpoint) -> bool:
+        """Whether no search may run while it goes over to these."""
+        return found.version != self._llm.version and self._llm.reloads(found)
+
+    async def successor(self, found: Checkpoint) -> Self:
+        """A model with these weights, ready to serve. Unless it `drains`, this one goes on. Each
+        is to be closed. Raises `EngineError` or `ScorerError`, with this one as it was."""
+        other = copy(self)
+        other.version, other._closed = found.version, False
+        other._llm = await self._llm.loaded(found)
+        await other._try()
+        return other
 
     def load(self) -> Load:
         return self._llm.load

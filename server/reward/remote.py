@@ -93,6 +93,11 @@ class HttpPooling:
         await self._batcher.close()
         await self._upstream.close()
 
+    async def reread(self) -> str:
+        """Ask the server again what it serves; verdicts are of that version from now on."""
+        self.version = weights_of(await self._upstream.card(self._engine.model))
+        return self.version
+
     async def check(self) -> None:
         """One try, at most `connect_timeout` seconds."""
         await self._upstream.get("/health", within=self._engine.connect_timeout)

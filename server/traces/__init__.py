@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
+from server.traces.feedback import Feedback
 from server.traces.schema import Trace
 from server.traces.summary import Summary
 
@@ -38,7 +39,12 @@ class TraceStore(Protocol):
         ...
 
     async def get(self, trace_id: str) -> Trace | None:
-        """The trace, written or not. Raises `TraceError` if its record cannot be read."""
+        """The trace, written or not, with the feedback on it. Raises `TraceError` if its record
+        cannot be read."""
+        ...
+
+    async def add_feedback(self, feedback: Feedback) -> None:
+        """Keep what was said of a trace; durable when it returns. Raises `TraceError`."""
         ...
 
     async def list(
@@ -69,6 +75,9 @@ class NoTraces:
 
     async def get(self, trace_id: str) -> Trace | None:
         return None
+
+    async def add_feedback(self, feedback: Feedback) -> None:
+        return
 
     async def list(
         self, *, limit: int = 50, since: datetime | None = None, strategy: str | None = None

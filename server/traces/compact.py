@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from server.errors import TraceError
 from server.traces import spool, table
+from server.traces.feedback import FeedbackLog
 from server.traces.schema import Trace
 
 log = logging.getLogger(__name__)
@@ -32,14 +33,19 @@ def files(folder: Path) -> dict[str, Path]:
 
 
 def read(path: Path) -> Iterator[Trace]:
-    """Every trace of a file, or of a folder's spool and Parquet files, each once, as written.
+    """Every trace of a file, or of a folder's spool and Parquet files, each once, as written; of a
+    folder with the feedback on it.
 
     A torn last line is skipped and logged. Raises `TraceError` naming file and line.
     """
-    if not path.is_dir():
+    if path.is_dir():
+        yield from map(FeedbackLog(path).joined, _read_folder(path))
+    else:
         yield from _read_file(path)
-        return
-    for file in files(path).values():
+
+
+def _read_folder(folder: Path) -> Iterator[Trace]:
+    for file in files(folder).values():
         try:
             yield from _read_file(file)
         except FileNotFoundError:  # compacted since it was listed, before its first line

@@ -14,6 +14,7 @@ from threading import RLock
 
 from server.errors import TraceError
 from server.traces import compact
+from server.traces.feedback import FeedbackLog
 from server.traces.schema import Trace
 from server.traces.spool import Segment
 from server.traces.summary import Summary, matches
@@ -28,6 +29,7 @@ class Index:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self.feedback = FeedbackLog(folder)
         self.broken: dict[Path, TraceError] = {}
         self._sources: dict[str, Segment | Table] = {}
         self._lock = RLock()
@@ -80,12 +82,12 @@ class Index:
             segment.add(summary, size)
 
     def get(self, trace_id: str) -> Trace | None:
-        """Raises `TraceError` if its record is corrupt."""
+        """With the feedback on it. Raises `TraceError` if a record is corrupt."""
         found = self._get(trace_id)
         if found is None:
             self.refresh()
             found = self._get(trace_id)
-        return found
+        return None if found is None else self.feedback.joined(found)
 
     def _get(self, trace_id: str) -> Trace | None:
         for source in self._newest():
@@ -118,7 +120,13 @@ class Index:
             if full or (since is not None and source.newest < since):
                 break
             best = _top((*best, *self._heads(source)), limit, since, strategy)
-        return best
+        return tuple(map(self._judged, best))
+
+    def _judged(self, summary: Summary) -> Summary:
+        said = self.feedback.about(summary.trace_id)
+        if said is None or said.outcome is None:
+            return summary
+        return summary.model_copy(update={"outcome": said.outcome})
 
     def _heads(self, source: Segment | Table) -> tuple[Summary, ...]:
         with self._lock:

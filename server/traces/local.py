@@ -23,6 +23,7 @@ import server
 from server.config import TraceSettings
 from server.errors import TraceError, boundary
 from server.traces import NoTraces, Stats, TraceStore
+from server.traces.feedback import Feedback
 from server.traces.index import Index
 from server.traces.pending import Pending
 from server.traces.schema import Trace
@@ -74,11 +75,15 @@ class LocalStore:
             self._spooler.drop(trace, refusal)
 
     async def get(self, trace_id: str) -> Trace | None:
-        queued = self._pending.get(trace_id)
-        if queued is not None:
-            return queued
         with boundary(TraceError, f"trace {trace_id!r}"):
+            queued = self._pending.get(trace_id)
+            if queued is not None:
+                return await asyncio.to_thread(self._index.feedback.joined, queued)
             return await asyncio.to_thread(self._index.get, trace_id)
+
+    async def add_feedback(self, feedback: Feedback) -> None:
+        with boundary(TraceError, f"feedback on trace {feedback.trace_id!r}"):
+            await asyncio.to_thread(self._index.feedback.add, feedback)
 
     async def list(
         self, *, limit: int = 50, since: datetime | None = None, strategy: str | None = None

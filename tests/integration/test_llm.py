@@ -7,7 +7,8 @@ import os
 import pytest
 
 from server.config import VllmSettings
-from server.engine.llm import Llm, arguments, prepare_environment
+from server.engine.arguments import arguments, prepare_environment
+from server.engine.llm import Llm
 from server.errors import BadRequest, EngineDead, EngineError
 
 pytestmark = pytest.mark.vllm

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM, LlamaModel
 
-from server.engine.llm import YIELDING
+from server.engine.process import YIELDING
 from server.engine.vllm import VllmEngine
 from server.profiles import shipped
 from server.reward import Label, Models, Prm

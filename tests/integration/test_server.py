@@ -49,9 +49,9 @@ async def world(
     )
     metrics, traces = Metrics(CollectorRegistry()), make_store(configured.traces)
     await traces.start()
-    watch(metrics, engine, traces)
     models = Models(engine, shipped()["reference"], prm)
     service = Service(configured, models, traces=traces, observer=metrics)
+    watch(metrics, service, traces)
     app = create_app(service, configured, traces, metrics)
     try:
         yield World(engine, service, configured, metrics, app)  # type: ignore[arg-type]
