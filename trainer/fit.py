@@ -60,10 +60,12 @@ class RowTrainer(Trainer):
             steps=config.steps,
         )
         self._seen: dict[str, Tensor] = defaultdict(lambda: torch.zeros(2, dtype=torch.float64))
-        self._logged_at = 0
+        self._steps = 0  # since the last log
         self._saving = False
         collator = Collator(PARTS[self.kind])
         super().__init__(model=model, train_dataset=units, data_collator=collator, **kwargs)
+        # Rounded down: rounded up, a run of a few steps would spend its first at a rate of 0.
+        self.args.warmup_steps = int(config.optimizer.warmup * self.plan.steps)
 
     def sums(self, model: nn.Module, batch: Batch) -> Sums:
         raise NotImplementedError
@@ -89,6 +91,7 @@ class RowTrainer(Trainer):
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Tensor:
         """[C] the weights of a step, in all its passes on all devices."""
+        self._steps += 1
         total = torch.stack([batch["weights"] for batch in batch_samples]).sum(0).to(device)
         reduced: Tensor = self.accelerator.reduce(total, reduction="sum")
         return reduced
@@ -122,11 +125,10 @@ class RowTrainer(Trainer):
         names = [*(f"loss/{name}" for name in self.names), *self.shares]
         sums = torch.stack([self._seen[name] for name in names]).to(self.args.device)
         sums = self.accelerator.reduce(sums, reduction="sum").cpu()
-        steps = max(1, self.state.global_step - self._logged_at)
-        self._seen.clear()
-        self._logged_at = self.state.global_step
         found = dict(zip(names, sums.tolist(), strict=True))
-        means = {n: s / steps for n, (s, _) in found.items() if n.startswith("loss/")}
+        means = {n: s / self._steps for n, (s, _) in found.items() if n.startswith("loss/")}
+        self._seen.clear()
+        self._steps = 0
         return means | {n: s / count for n, (s, count) in found.items() if count}
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:

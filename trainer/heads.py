@@ -7,8 +7,6 @@ Qwen2ForProcessRewardModel and the family's ...ForTokenClassification, ...ForSeq
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -87,16 +85,15 @@ def attach(trunk: PreTrainedModel, head: Head, source: str) -> RewardModel:
     return model
 
 
-def name(folder: Path, model: RewardModel, head: Head) -> None:
-    """Says in the saved folder's config how vLLM is to read it."""
-    file = folder / "config.json"
-    config = json.loads(file.read_text())
-    config["architectures"] = [architecture(head, model.model)]
-    config["num_labels"] = head.outputs
-    # transformers writes labels' names in the place of their number, vLLM reads either.
-    config["id2label"] = {str(n): f"LABEL_{n}" for n in range(head.outputs)}
-    config["label2id"] = {label: int(n) for n, label in config["id2label"].items()}
-    file.write_text(json.dumps(config, indent=2) + "\n")
+def described(model: RewardModel, head: Head) -> dict[str, Any]:
+    """What a saved folder's config has to say for vLLM to read it."""
+    labels = {str(n): f"LABEL_{n}" for n in range(head.outputs)}
+    return {
+        "architectures": [architecture(head, model.model)],
+        "num_labels": head.outputs,
+        "id2label": labels,
+        "label2id": {label: int(n) for n, label in labels.items()},
+    }
 
 
 def _load(score: nn.Module, source: str) -> None:

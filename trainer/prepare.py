@@ -48,16 +48,22 @@ class Preparation:
         lacking = [self._check(file) for file in self.config.rows]
         files = [self._scored(n, headers[n], lacks) for n, lacks in enumerate(lacking)]
         correction = Correction(self.config.off_policy) if self.config.off_policy else None
-        partial = self.config.output / f".{FILE}.tmp"
-        kept = write_arrow(partial, kind, self._rows(files, correction))
-        if not kept:
-            partial.unlink()
-            raise DataError(f"{self._names()}: nothing to learn from: {dict(self.counts)}")
-        os.replace(partial, self.config.output / FILE)
+        kept = self._write(kind, files, correction)
         report = dict(self.counts) | {"kept": kept}
         scores = [s for file in files if (s := scored_by(read_header(file)))]
         off = correction.report() if correction and kind == "tokens" else None
         return Prepared(kind, {"rows": report, "off_policy": off, "score": scores})
+
+    def _write(self, kind: Kind, files: list[Path], correction: Correction | None) -> int:
+        partial = self.config.output / f".{FILE}.tmp"
+        try:
+            kept = write_arrow(partial, kind, self._rows(files, correction))
+            if not kept:
+                raise DataError(f"{self._names()}: nothing to learn from: {dict(self.counts)}")
+            os.replace(partial, self.config.output / FILE)
+        finally:
+            partial.unlink(missing_ok=True)
+        return kept
 
     def _kind(self, headers: list[Header]) -> Kind:
         kinds = {header.kind for header in headers}

@@ -47,12 +47,15 @@ def load(model: type[Model], file: Path | None, words: Sequence[str] = ()) -> Mo
 def validated(model: type[Model], data: dict[str, Any], where: str) -> Model:
     try:
         # As JSON, strictly: no text for numbers, but text for paths and lists for tuples.
-        return model.model_validate_json(json.dumps(data), strict=True)
+        return model.model_validate_json(json.dumps(data, default=str), strict=True)
     except ValidationError as error:
-        problems = [
-            f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors()
+        said = [
+            ".".join(map(str, e["loc"]))
+            + ": " * bool(e["loc"])
+            + e["msg"].removeprefix("Value error, ")
+            for e in error.errors()
         ]
-        raise ConfigError("\n".join(f"{where}: {p}" for p in problems)) from error
+        raise ConfigError("\n".join(f"{where}: {problem}" for problem in said)) from error
 
 
 def _mapping(file: Path) -> dict[str, Any]:

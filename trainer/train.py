@@ -99,7 +99,6 @@ def arguments_of(config: TrainConfig) -> TrainingArguments:
         num_train_epochs=1,
         learning_rate=optimizer.learning_rate,
         lr_scheduler_type=optimizer.schedule,
-        warmup_steps=optimizer.warmup,
         weight_decay=optimizer.weight_decay,
         adam_beta1=optimizer.betas[0],
         adam_beta2=optimizer.betas[1],
@@ -163,7 +162,8 @@ def claim(config: TrainConfig) -> None:
         weights.write_json(file, own)
         return
     theirs = json.loads(file.read_text())
-    differ = [key for key in own if own[key] != theirs.get(key)]
+    # A folder may be moved, and a run may go on at another place.
+    differ = [key for key in own if own[key] != theirs.get(key) and key != "output"]
     if differ:
         said = ", ".join(f"{key} was {theirs.get(key)!r}, is {own[key]!r}" for key in differ)
         raise ConfigError(f"output: {config.output} is of a run with other settings: {said}")

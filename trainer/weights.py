@@ -117,17 +117,19 @@ def save(
     folder: Path, model: PreTrainedModel, state: dict[str, Tensor], config: TrainConfig, kind: Kind
 ) -> None:
     """Weights, config and tokenizer; under a temporary name until they are whole."""
-    dtype = getattr(torch, config.save_precision or stored_precision(config.model))
+    precision = config.save_precision or stored_precision(config.model)
+    dtype = getattr(torch, precision)
     partial = _emptied(folder)
-    state = {
-        name: value.to(dtype) if value.is_floating_point() else value
-        for name, value in state.items()
-    }
-    model.config.dtype = dtype
     model.config.use_cache = True
-    model.save_pretrained(partial, state_dict=state)
+    model.save_pretrained(
+        partial,
+        state_dict={n: v.to(dtype) if v.is_floating_point() else v for n, v in state.items()},
+    )
+    said: dict[str, Any] = {"dtype": precision}
     if kind == "scores":
-        heads.name(partial, cast(heads.RewardModel, model), config.head)
+        said |= heads.described(cast(heads.RewardModel, model), config.head)
+    file = partial / "config.json"
+    write_json(file, json.loads(file.read_text()) | said)
     copy_tokenizer(config.model, partial)
     os.replace(partial, folder)
 

@@ -91,7 +91,7 @@ def write(file: Path, rows: Iterable[Row], **header: Any) -> Path:
     return file
 
 
-def config(model: Path, rows: Path, output: Path, **more: Any) -> TrainConfig:
+def config(model: Path, rows: Path, output: Path, /, **more: Any) -> TrainConfig:
     data = {
         "model": str(model),
         "rows": [str(rows)],
