@@ -8,7 +8,7 @@ demonstrator's, right or wrong.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 
 from benchmarks.puzzles import Puzzle, question
@@ -39,8 +39,8 @@ class Mixture:
     decompose: int = 70
     revise: float = 0.6  # of failed attempts are followed by a revision
     revisions: int = 3
-    first: Skill = Skill()
-    better: Skill = Skill(early=0.9, last=0.98, back=0.1, backs=1)
+    first: Skill = field(default_factory=Skill)
+    better: Skill = field(default_factory=lambda: Skill(0.9, 0.98, 0.1, 1))
 
 
 def conversation(puzzle: Puzzle, mixture: Mixture, rng: Random) -> list[str]:

@@ -9,8 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from random import Random
 
-from benchmarks.puzzles import Puzzle
-from trainer.reference.puzzles import TARGET, Move, good_moves, moves
+from trainer.reference.puzzles import TARGET, Move, Puzzle, good_moves, moves
 
 Lines = tuple[str, ...]
 

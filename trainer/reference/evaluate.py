@@ -11,6 +11,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import comb
 from statistics import fmean
 from typing import Any
@@ -189,7 +190,7 @@ def _between(curve: list[tuple[float, float]], tokens: float) -> float:
     """The accuracy at so many tokens, in a line between the points around it."""
     if tokens <= curve[0][0]:
         return curve[0][1]
-    for (t0, a0), (t1, a1) in zip(curve, curve[1:], strict=False):
+    for (t0, a0), (t1, a1) in pairwise(curve):
         if t0 <= tokens <= t1:
             return a0 + (a1 - a0) * (tokens - t0) / (t1 - t0)
     return curve[-1][1]

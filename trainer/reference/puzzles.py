@@ -1,7 +1,8 @@
 """The puzzles that the pair may learn from, and what can be done with the numbers left.
 
-Held out of every stage: each puzzle whose hash says so (`benchmarks.puzzles.draw` below 200), and
-ranks 901 to 1000 of the list, the test set of Tree of Thoughts (arXiv:2305.10601).
+Held out of every stage is what `trainer.held_out` keeps out of all training: a fifth of all
+puzzles, by a hash, and ranks 901 to 1000 of the list, the test set of Tree of Thoughts
+(arXiv:2305.10601).
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import combinations, combinations_with_replacement
 
-from benchmarks.puzzles import Puzzle, draw, puzzles, ranked
+from trainer.held_out import Game24
 
 TARGET = 24
 LARGEST = 999  # that the vocabulary has a word for
-HELD_OUT = 200  # of `draw`'s 1000
+Puzzle = tuple[int, ...]  # sorted
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,20 +33,11 @@ class Move:
         return f"{self.left}{self.operator}{self.right}={self.result} (left: {left})"
 
 
-def is_held_out(puzzle: Puzzle) -> bool:
-    return draw(puzzle) < HELD_OUT or tuple(sorted(puzzle)) in _test_set()
-
-
 def training(largest: int = 13) -> list[Puzzle]:
     """Every puzzle of four numbers up to `largest` that whole numbers solve, but those held out."""
+    kept = Game24()
     every = combinations_with_replacement(range(1, largest + 1), 4)
-    return [p for p in every if solvable(p) and not is_held_out(p)]
-
-
-@cache
-def _test_set() -> frozenset[Puzzle]:
-    assert len(puzzles()) >= 1000
-    return frozenset(ranked(901, 1000))
+    return [p for p in every if solvable(p) and not kept.keeps(p)]
 
 
 @cache

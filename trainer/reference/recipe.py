@@ -7,7 +7,7 @@ demonstrations -> sft -> rollouts -> labels -> policy (keeps its words, learns t
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -38,18 +38,18 @@ class Recipe:
     seed: int = 0
     processes: int = 2
     threads: int = 1
-    shape: Shape = Shape(VOCABULARY)
+    shape: Shape = field(default_factory=lambda: Shape(VOCABULARY))
     conversations: int = 110_000
     further: float = 0.2  # of them on puzzles with a number from 14 to `largest`
     largest: int = 16
-    mixture: Mixture = Mixture()
-    sft: Schedule = Schedule()
+    mixture: Mixture = field(default_factory=Mixture)
+    sft: Schedule = field(default_factory=Schedule)
     trained: int = 1000  # puzzles that are rolled out, those of the game before further ones
-    rollouts: rollouts.Plan = rollouts.Plan()
+    rollouts: rollouts.Plan = field(default_factory=rollouts.Plan)
     kept: int = 8000  # conversations that the policy is shown again with its labels
-    labels: Schedule = Schedule(rate=1e-3, verdicts=0.5)
-    prm: Schedule = Schedule(rate=1e-3)
-    protocol: Protocol = Protocol()
+    labels: Schedule = field(default_factory=lambda: Schedule(rate=1e-3, verdicts=0.5))
+    prm: Schedule = field(default_factory=lambda: Schedule(rate=1e-3))
+    protocol: Protocol = field(default_factory=Protocol)
 
 
 def quick(recipe: Recipe) -> Recipe:
