@@ -164,8 +164,12 @@ class Preparation:
     def _counting(self, row: TokenRow) -> TokenRow:
         """Without what has no part in this run's loss."""
         losses = self.config.losses
-        off = [n for n in ("ce", "rl", "ref_kl") if not getattr(losses, n)]
-        return replace(row, **dict.fromkeys(off, ()))
+        return replace(
+            row,
+            ce=row.ce if losses.ce else (),
+            rl=row.rl if losses.rl else (),
+            ref_kl=row.ref_kl if losses.ref_kl else (),
+        )
 
     def _names(self) -> str:
         return ", ".join(map(str, self.config.rows))

@@ -18,6 +18,7 @@ from peft import PeftModel
 from torch.utils.tensorboard import SummaryWriter
 from transformers import PreTrainedModel, TrainingArguments, set_seed
 from transformers.integrations import TensorBoardCallback
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import get_last_checkpoint
 
 from trainer import agree, weights
@@ -57,6 +58,7 @@ def train(config: TrainConfig) -> Path:
     prepared = agree.first(lambda: Preparation(config, str(arguments.device)).run())
     check_reference(config, prepared.kind)
     trainer = build(config, arguments, prepared.kind)
+    check_sharding(trainer, config)
     checkpoint = get_last_checkpoint(str(config.output))
     trainer.train(resume_from_checkpoint=checkpoint)
     export(trainer, config, prepared)
@@ -139,6 +141,13 @@ def check_processes(config: TrainConfig) -> None:
             f"{torch.cuda.device_count()} GPUs are visible to one process: use torchrun or "
             "accelerate launch, or CUDA_VISIBLE_DEVICES to show it one"
         )
+
+
+def check_sharding(trainer: RowTrainer, config: TrainConfig) -> None:
+    """Raises `ConfigError`: an adapter is merged in one process, which has only a shard."""
+    zero3 = trainer.is_deepspeed_enabled and is_deepspeed_zero3_enabled()
+    if config.lora is not None and (trainer.is_fsdp_enabled or zero3):
+        raise ConfigError("lora: not where weights are sharded (FSDP, ZeRO-3); use torchrun's DDP")
 
 
 def check_reporting(config: TrainConfig) -> None:

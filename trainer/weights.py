@@ -136,7 +136,7 @@ def save(
 
 def save_adapter(folder: Path, model: PeftModel, source: str) -> None:
     partial = _emptied(folder)
-    model.save_pretrained(partial)
+    model.save_pretrained(str(partial))
     copy_tokenizer(source, partial)
     os.replace(partial, folder)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,7 @@ def test_what_was_not_logged_cannot_be_corrected(logp: tuple[float, ...]) -> Non
         Correction(OffPolicy())(sampled(logp=logp), "here")
 
 
-def collated(tmp_path: Path, rows: list[Row], packing: str = "none") -> dict[str, Any]:
+def collated(tmp_path: Path, rows: Sequence[Row], packing: str = "none") -> dict[str, Any]:
     write_arrow(tmp_path / "rows", rows[0].kind, iter(rows))
     units = Units(tmp_path / "rows", rows[0].kind, packing, 100)
     found = Collator(3)([units[n] for n in range(len(units))])
@@ -184,13 +185,16 @@ def test_what_is_left_out_is_counted(model: Path, tmp_path: Path) -> None:
     assert report["score"] == []  # cross-entropy alone asks nobody
 
 
-CE = {"ce": [0.0, 1.0, 1.0]}
+def cross(ids: list[int], **more: Any) -> TokenRow:
+    return TokenRow("t", "p", ids, ce=[0.0] + [1.0] * (len(ids) - 1), **more)
+
+
 BAD: list[tuple[Row, str]] = [
-    (TokenRow("t", "p", ids=[1, 2, 5000], **CE), r"row 1: id 5000: .* has 1104 ids"),
-    (TokenRow("t", "p", ids=[1] * 200, ce=[0.0] + [1.0] * 199), r"row 1: 200 tokens; .* 128 pos"),
+    (cross([1, 2, 5000]), r"row 1: id 5000: .* has 1104 ids"),
+    (cross([1] * 200), r"row 1: 200 tokens; .* 128 pos"),
     (TokenRow("t", "p", ids=[1, 2, 3], ce=[0, -1.0, 1]), "row 1: ce: a weight below 0"),
     (TokenRow("t", "p", ids=[1, 2, 3], rl=[0, 1.0, 1]), "row 1: advantage: none"),
-    (TokenRow("t", "p", ids=[1, 2, 3], temperature=0.0, **CE), "row 1: temperature: 0"),
+    (cross([1, 2, 3], temperature=0.0), "row 1: temperature: 0"),
 ]
 
 
@@ -198,14 +202,14 @@ BAD: list[tuple[Row, str]] = [
 def test_a_bad_row_is_named_and_nothing_is_written(
     model: Path, tmp_path: Path, bad: Row, message: str
 ) -> None:
-    good = TokenRow("t", "p", ids=[1, 2, 3], **CE)
+    good = cross([1, 2, 3])
     with pytest.raises(DataError, match=r"rows.parquet " + message):
         prepared(model, tmp_path, [good, bad])
     assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_nothing_is_left_where_a_correction_fails(model: Path, tmp_path: Path) -> None:
-    good = TokenRow("t", "p", ids=[1, 2, 3], **CE)
+    good = cross([1, 2, 3])
     with pytest.raises(DataError, match=r"rows.parquet row 1: logp: token 1 has an rl weight"):
         prepared(model, tmp_path, [good, sampled(logp=[NAN] * 4)])
     assert list((tmp_path / "out").iterdir()) == []
@@ -219,13 +223,13 @@ def test_an_empty_set_is_refused(model: Path, tmp_path: Path) -> None:
 
 
 def test_ids_of_another_tokenizer_are_refused(model: Path, tmp_path: Path) -> None:
-    row = TokenRow("t", "p", ids=[1, 2, 3], **CE)
+    row = cross([1, 2, 3])
     with pytest.raises(DataError, match=r"rows.parquet: its ids are of tokenizer abc"):
         prepared(model, tmp_path, [row], header={"tokenizer_sha": "abc"})
 
 
 def test_rows_of_several_kinds_are_refused(model: Path, tmp_path: Path) -> None:
-    tokens = tiny.write(tmp_path / "a.parquet", [TokenRow("t", "p", ids=[1, 2, 3], **CE)])
+    tokens = tiny.write(tmp_path / "a.parquet", [cross([1, 2, 3])])
     scores = tiny.write(tmp_path / "b.parquet", [ScoreRow("t", "p", [1, 2], [NAN, 1.0])])
     config = tiny.config(model, tokens, tmp_path, rows=[str(tokens), str(scores)])
     with pytest.raises(DataError, match="rows of several kinds: scores, tokens"):
@@ -233,7 +237,7 @@ def test_rows_of_several_kinds_are_refused(model: Path, tmp_path: Path) -> None:
 
 
 def test_a_torn_file_is_refused(model: Path, tmp_path: Path) -> None:
-    file = tiny.write(tmp_path / "rows.parquet", [TokenRow("t", "p", ids=[1, 2, 3], **CE)])
+    file = tiny.write(tmp_path / "rows.parquet", [cross([1, 2, 3])])
     file.write_bytes(file.read_bytes()[:-20])
     with pytest.raises(TrainerError, match=r"rows.parquet: not a whole Parquet file"):
         Preparation(tiny.config(model, file, tmp_path), "cpu").run()

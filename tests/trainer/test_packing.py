@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from tests.trainer import tiny
 from tests.trainer.gradients import gradients
 from trainer.data import Collator, Units, write_arrow
 from trainer.packing import divide, merge, single
-from trainer.rows import Row
+from trainer.rows import Row, TokenRow
 
 few = st.integers(0, 2)
 sequences = st.lists(st.lists(few, min_size=1, max_size=8), min_size=1, max_size=8)
@@ -51,7 +52,7 @@ def test_a_sequence_is_a_tree_that_needs_no_mask() -> None:
     assert not merge([[5, 6], [5, 7]]).straight
 
 
-def family(rng: random.Random, trace: str) -> list[Row]:
+def family(rng: random.Random, trace: str) -> list[TokenRow]:
     """A prompt, two ways on from it, three on from each; shared tokens have other weights in
     each row."""
     prompt = tiny.ids(rng, 20)
@@ -59,7 +60,7 @@ def family(rng: random.Random, trace: str) -> list[Row]:
     return [tiny.token_row(rng, trace, branch) for branch in branches for _ in range(3)]
 
 
-def units(folder: Path, rows: list[Row], packing: str) -> Units:
+def units(folder: Path, rows: Sequence[Row], packing: str) -> Units:
     file = folder / f"{packing}.arrow"
     write_arrow(file, rows[0].kind, iter(rows))
     return Units(file, rows[0].kind, packing, 512)
@@ -106,8 +107,9 @@ def test_log_probabilities_of_a_packed_row_are_its_own(model: Path, tmp_path: Pa
 
 def test_what_it_saves_is_counted(tmp_path: Path) -> None:
     rows = [row for n in range(4) for row in family(random.Random(n), str(n))]
+    own = sum(len(row.ids) for row in rows)
     flat, tree = units(tmp_path, rows, "none"), units(tmp_path, rows, "tree")
-    assert flat.tokens == tree.tokens == sum(flat.lengths) == sum(len(r.ids) for r in rows)
+    assert flat.tokens == tree.tokens == sum(flat.lengths) == own
     assert sum(tree.lengths) == sum(len(t.ids) for n in range(4) for t, _ in tree[n].trees)
     padded = [Collator(3)([u[n] for n in range(len(u))])["input_ids"].numel() for u in (flat, tree)]
     print(f"padded tokens: {padded[0]} flat, {padded[1]} in trees")
