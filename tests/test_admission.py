@@ -170,3 +170,62 @@ def test_cancelled_just_when_its_turn_comes(first: str) -> None:
         assert at_rest(it)
 
     run(go())
+
+
+def test_drained_none_runs_and_the_time_of_those_that_wait_stands_still() -> None:
+    lefts: list[float] = []
+
+    async def go() -> None:
+        it, order = admission(2), list[str]()
+        loop = asyncio.get_running_loop()
+
+        async def timed(seconds: float) -> None:
+            async with it.admitted("b", seconds) as left:
+                lefts.append(left)
+                await asyncio.sleep(1.0)
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(3):
+                group.create_task(search(it, "a", order))
+            await asyncio.sleep(0.5)  # two run; the third, and another one, wait
+            group.create_task(timed(1.5))
+            await asyncio.sleep(0.1)
+            async with it.drained():
+                assert (loop.time(), it.running, len(order)) == (1.0, 0, 2)
+                group.create_task(timed(0.1))
+                await asyncio.sleep(50.0)
+                assert it.running == 0 and len(order) == 2
+        assert at_rest(it)
+        assert len(order) == 3
+
+    with pytest.raises(ExceptionGroup) as error:
+        run(go())
+    assert [type(e) for e in error.value.exceptions] == [Overloaded]
+    assert lefts == [pytest.approx(1.4)]
+
+
+def test_drains_may_overlap_and_be_given_up() -> None:
+    async def go() -> None:
+        it, order = admission(1), list[str]()
+        loop = asyncio.get_running_loop()
+
+        async def drain(seconds: float) -> None:
+            async with it.drained():
+                await asyncio.sleep(seconds)
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(search(it, "a", order))
+            await asyncio.sleep(0.5)
+            group.create_task(drain(2.0))
+            group.create_task(drain(5.0))
+            given_up = group.create_task(drain(100.0))
+            group.create_task(search(it, "b", order))
+            await asyncio.sleep(0.1)
+            given_up.cancel()
+            await asyncio.sleep(5.3)
+            assert (loop.time(), order) == (pytest.approx(5.9), ["a"])
+            await asyncio.sleep(0.2)
+            assert order == ["a", "b"]
+        assert at_rest(it)
+
+    run(go())

@@ -25,7 +25,7 @@ IDLE = frozenset(
     {
         *("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache"),
         *("initializer_range", "attention_dropout", "hidden_dropout", "classifier_dropout"),
-        *("id2label", "label2id", "return_dict", "output_hidden_states", "problem_type"),
+        *("id2label", "label2id", "return_dict", "output_hidden_states"),
     }
 )
 
@@ -114,7 +114,7 @@ def _shapes(file: Path) -> Shapes:
 
 def _same_config(folder: Path, serving: str) -> None:
     new, old = _config(folder), _config(Path(serving))
-    for name in ("architectures", *sorted(new.keys() | old.keys())):
+    for name in ("architectures", "model_type", *sorted(new.keys() | old.keys())):
         if name not in IDLE and new.get(name) != old.get(name):
             raise BadWeights(
                 f"{folder}/config.json: {name} is {new.get(name)!r}, "
