@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from trainer.tree import Node
+from trainer.node import Node
 
 Value = Annotated[
     str, Field(min_length=1, description="prm, tree (Q), or the name of a composite's part")

@@ -13,15 +13,18 @@ from importlib import import_module
 from math import nan
 from typing import Any
 
+from pydantic import ValidationError
+
 from server.errors import BadRequest
-from server.profiles import choose
+from server.profiles import PrmProfile, Profile, choose
 from server.reward.layout import Layout
 from server.types import Message
 from trainer.errors import ConfigError, DataError
+from trainer.node import Node
 from trainer.profiles import named
 from trainer.rows import ScoreRow
 from trainer.sequences import problem
-from trainer.tree import Node, Tree
+from trainer.tree import Tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,24 +34,38 @@ class Reading:
 
 
 class Reader:
-    """The reward model of folder or name `model`. Raises `ConfigError` if it cannot be read."""
+    """The reward model of folder or name `model`, and how it reads: by the profile of this name,
+    else the one shipped for its own, else its policy's, as in the server; `given` takes the place
+    of fields of that. Raises `ConfigError` if it cannot be read."""
 
-    def __init__(self, model: str, profile: str | None):
-        self.tokenizer = tokenizer(model)
-        self.profile = named(profile, "objective.profile") if profile else choose(model)
-        try:
-            self._layout = Layout(self.tokenizer, self.profile.prm)
-        except BadRequest as error:
-            raise ConfigError(f"objective.model: {model}: {error.message}") from error
+    def __init__(self, model: str, profile: str | None, given: Mapping[str, Any]):
+        self.model, self.tokenizer = model, tokenizer(model)
+        self._family = named(profile, "objective.profile") if profile else choose(model)
+        self._by_policy = self._family.name == "default" and profile is None
+        self._given = given
+        self._layouts: dict[str, Layout] = {}
+
+    def layout(self, policy: Profile) -> Layout:
+        family = policy if self._by_policy else self._family
+        if family.name not in self._layouts:
+            try:
+                read = PrmProfile.model_validate(family.prm.model_dump() | dict(self._given))
+                self._layouts[family.name] = Layout(self.tokenizer, read)
+            except ValidationError as error:
+                raise ConfigError(f"objective.reads: {error.errors()[0]['msg']}") from error
+            except BadRequest as error:
+                raise ConfigError(f"objective.model: {self.model}: {error.message}") from error
+        return self._layouts[family.name]
 
     def read(self, tree: Tree, end: Node) -> Reading:
         """The answer that ends at `end`, in steps."""
         with unreadable(tree):
             messages, delimiter = tree.messages, tree.profile.delimiter
-            passage = self._layout.begin(messages)
+            layout = self.layout(tree.profile)
+            passage = layout.begin(messages)
             ids, marks = list(passage.ids), {}
             for node in end.path():
-                passage = self._layout.go_on(passage, node.record.text, delimiter, messages)
+                passage = layout.go_on(passage, node.record.text, delimiter, messages)
                 ids += passage.ids
                 if passage.ids:
                     marks[node] = len(ids) - 1
@@ -71,7 +88,7 @@ def unreadable(tree: Tree) -> Iterator[None]:
 
 
 def tokenizer(model: str) -> Any:
-    """`server.engine.tokenizer.HFTokenizer`, which would bring torch with it if it is there."""
+    """A `server.engine.tokenizer.HFTokenizer`, which would bring torch with it if it is there."""
     try:
         return import_module("server.engine.tokenizer").HFTokenizer(model)
     except (BadRequest, OSError, ValueError) as error:

@@ -36,8 +36,8 @@ class Report:
             "traces": self.read,
             "used": len(self._used),
             "rows": self.rows,
-            "left_out": dict(sorted(self.left_out.items())),
-            "passed_over": dict(sorted(self.passed_over.items())),
+            "left_out": dict(sorted((+self.left_out).items())),
+            "passed_over": dict(sorted((+self.passed_over).items())),
         }
 
     def nothing(self, locations: Sequence[str]) -> str:
@@ -53,10 +53,10 @@ class Report:
         table.add_column()
         table.add_column(justify="right")
         table.add_row("traces read", str(self.read))
-        for reason, n in sorted(self.left_out.items()):
+        for reason, n in sorted((+self.left_out).items()):
             table.add_row(f"  left out: {reason}", str(n))
         table.add_row("traces used", str(len(self._used)))
-        for reason, n in sorted(self.passed_over.items()):
+        for reason, n in sorted((+self.passed_over).items()):
             table.add_row(f"  passed over: {reason}", str(n))
         table.add_row("rows", str(self.rows))
         return table

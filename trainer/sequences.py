@@ -6,15 +6,16 @@ of each (`per_leaf`): the sum is the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from math import nan
 from typing import Literal
 
 from server.traces.schema import Proposal, Trace
+from trainer.node import Node
 from trainer.rows import TokenRow
-from trainer.tree import Node, Piece, Tree, Turn
+from trainer.tree import Piece, Tree, Turn
 
 Prefixes = Literal["once", "per_leaf"]
 
@@ -49,6 +50,15 @@ def sequences(
             done.update(p.node for p, mark in zip(turn.pieces, found, strict=True) if mark)
             if row := _row(tree, turn, found, kl):
                 yield row
+
+
+def weighted(tree: Tree, weights: Mapping[Node, float]) -> Iterator[TokenRow]:
+    """Rows of steps whose cross-entropy weighs so much, each in one row; others weigh nothing."""
+
+    def mark(node: Node, end: Node) -> Mark | None:
+        return Mark(ce=weights[node]) if node in weights else None
+
+    return sequences(tree, tree.paths(list(weights)), mark)
 
 
 def _row(tree: Tree, turn: Turn, marks: Sequence[Mark | None], kl: bool) -> TokenRow | None:

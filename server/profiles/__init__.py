@@ -91,6 +91,23 @@ class LabelProfile(Frozen):
     bad: str = "-"
 
 
+class Backtrack(Frozen):
+    """The words with which a wrong branch is left, where a tree is told as one text."""
+
+    # A step of its own; {from} is where the branch stood, {to} where another one begins.
+    say: str = "This leads nowhere. I go back to: {to}"
+    # Its last match's group 1, in the question and what was written since, says where that stands.
+    # None: the last step, or the question.
+    state: str | None = None
+
+    @field_validator("state")
+    @classmethod
+    def _compiles(cls, state: str | None) -> str | None:
+        if state is not None and re.compile(state).groups < 1:
+            raise ValueError("the pattern of a state needs a group")
+        return state
+
+
 class Profile(Frozen):
     name: str
     match: tuple[str, ...] = ()  # shell patterns of model names
@@ -103,6 +120,7 @@ class Profile(Frozen):
     search: Mapping[str, Mapping[str, Any]] = {}
     prm: PrmProfile = PrmProfile()
     label: LabelProfile = LabelProfile()
+    backtrack: Backtrack = Backtrack()
     # What takes the place of the general operators (`server/profiles/operators.py`).
     behaviours: Mapping[Behaviour, Operator] = {}
 

@@ -15,7 +15,7 @@ from trainer.tree import Tree
 
 def rows(*trees: Tree, **settings: Any) -> tuple[dict[bytes, Any], Counter[str]]:
     tally: Counter[str] = Counter()
-    found = list(Grpo(**settings).rows(trees, tally))
+    found: list[Any] = list(Grpo(**settings).rows(trees, tally))
     return {bytes(r.ids[2:]): r for r in found}, tally
 
 

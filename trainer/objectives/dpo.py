@@ -12,11 +12,12 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from trainer.node import Node
 from trainer.objectives.objective import Objective, Tally
 from trainer.objectives.sft import worth
 from trainer.rows import Kind, PairRow, Row
 from trainer.sequences import problem
-from trainer.tree import Node, Tree, Turn
+from trainer.tree import Tree, Turn
 
 Answer = tuple[Tree, Node, Turn]
 

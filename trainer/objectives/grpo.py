@@ -12,9 +12,10 @@ from typing import Literal
 
 from pydantic import Field
 
+from trainer.node import Node
 from trainer.objectives.objective import Tally
 from trainer.objectives.policy_gradient import Credit, PolicyGradient, moments, weighed
-from trainer.tree import Node, Tree
+from trainer.tree import Tree
 
 
 class Grpo(PolicyGradient):
@@ -42,12 +43,7 @@ class Grpo(PolicyGradient):
 
     def _siblings(self, tree: Tree, tally: Tally) -> Credit:
         found: dict[Node, float] = {}
-        seen: set[Node] = set()
-        for node in tree.steps:
-            if node in seen:
-                continue
-            siblings = node.siblings()
-            seen.update(siblings)
+        for siblings in tree.states():
             group = weighed([n for n in siblings if n.proposed])
             if self.comparable(group, tally):
                 mean, scale = self._scale(group)

@@ -16,10 +16,11 @@ from typing import ClassVar
 from pydantic import Field
 
 from trainer.credit import Pav
+from trainer.node import Node
 from trainer.objectives.objective import Objective, Tally
 from trainer.rows import Kind, Row
 from trainer.sequences import Mark, Prefixes, sequences
-from trainer.tree import Node, Tree
+from trainer.tree import Tree
 
 Credit = Callable[[Node, Node], float | None]  # the advantage of a step, in the answer of this end
 
@@ -40,6 +41,8 @@ class PolicyGradient(Objective):
     def rows(self, trees: Sequence[Tree], tally: Tally) -> Iterator[Row]:
         for tree, credit in self.credits(trees, tally):
             shares = Shares(tree, self._with_progress(credit), self.damping, self.prefixes)
+            if not shares.known:
+                tally["no step has an advantage"] += 1
             yield from sequences(tree, shares.ends, shares.mark, self.prefixes, kl=self.kl)
 
     def _with_progress(self, credit: Credit) -> Credit:
@@ -80,6 +83,10 @@ class Shares:
             for node in end.path():
                 if (worth := self.credit(node, end)) is not None:
                     self._credits.setdefault(node, {})[end] = worth
+
+    @property
+    def known(self) -> bool:
+        return bool(self._credits)
 
     def mark(self, node: Node, end: Node) -> Mark | None:
         found = self._credits.get(node, {})

@@ -11,10 +11,11 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from trainer.node import Node
 from trainer.objectives.objective import Objective, Tally
 from trainer.rows import Kind, Row
 from trainer.sequences import Mark, sequences
-from trainer.tree import Node, Tree
+from trainer.tree import Tree
 
 
 class Sft(Objective):

@@ -1,0 +1,54 @@
+"""REINFORCE: an answer's outcome, less what other answers to the problem came to.
+
+Williams 1992; the leave-one-out baseline of RLOO (arXiv 2402.14740, section 3.3). With shaping,
+a step's return is that of the shaped rewards from there on, gamma^k R - phi(s): the potential is
+the baseline wherever a step is not the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+from pydantic import Field
+
+from trainer.credit import Shaping, before
+from trainer.node import Node
+from trainer.objectives.objective import Tally
+from trainer.objectives.policy_gradient import Credit, PolicyGradient, moments, weighed
+from trainer.tree import Tree
+
+
+class Reinforce(PolicyGradient):
+    kind: Literal["reinforce"] = "reinforce"
+    baseline: Literal["leave_one_out", "mean", "none"] = "leave_one_out"
+    gamma: float = Field(1.0, gt=0, le=1, description="discount of each further step")
+    shaping: Shaping | None = None
+
+    @property
+    def across(self) -> bool:
+        return True
+
+    def credits(self, trees: Sequence[Tree], tally: Tally) -> Iterator[tuple[Tree, Credit]]:
+        group = weighed([end for tree in trees for end in tree.judged if end.iid])
+        if self.baseline == "none" or self.comparable(group, tally):
+            yield from ((tree, lambda node, end: self._credit(node, end, group)) for tree in trees)
+
+    def _credit(self, node: Node, end: Node, group: Sequence[tuple[float, float]]) -> float | None:
+        if end.outcome is None:
+            return None
+        discount = self.gamma ** (end.place - node.place)
+        last = before(node)
+        if self.shaping is None or last is None:
+            return discount * (end.outcome - self._others(end, group))
+        return discount * end.outcome - self.shaping.potential(last)
+
+    def _others(self, end: Node, group: Sequence[tuple[float, float]]) -> float:
+        """The baseline of an answer; one of its own samples is left out, if it is in the group."""
+        if self.baseline == "none":
+            return 0.0
+        mean, _ = moments(group)
+        if self.baseline == "mean" or not end.iid:
+            return mean
+        total = sum(weight for weight, _ in group)
+        return (total * mean - (end.outcome or 0.0)) / (total - 1)
