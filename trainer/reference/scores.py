@@ -53,7 +53,8 @@ def _padded(rows: list[list[int]]) -> Tensor:
 def auc(scores: Sequence[float], truths: Sequence[bool]) -> float | None:
     """How probable it is that a right one scores above a wrong one; ties count half. None if all
     are of one kind."""
-    values, kinds = torch.tensor(scores, dtype=torch.double), torch.tensor(truths)
+    values = torch.tensor(scores, dtype=torch.double)
+    kinds = torch.tensor(truths, dtype=torch.bool)
     good, bad = values[kinds], values[~kinds].sort().values
     if not len(good) or not len(bad):
         return None
