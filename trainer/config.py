@@ -123,7 +123,10 @@ class TrainConfig(Frozen):
     losses: Losses = Losses()
     off_policy: OffPolicy | None = OffPolicy()
     max_gap: float | None = Field(
-        None, gt=0, description="of logged to recomputed log-probabilities, a version's mean"
+        None,
+        gt=0,
+        description="of logged to recomputed log-probabilities, the mean of a version; of the "
+        "last of off_policy.versions alone, where they are given",
     )
     head: Head = Head()
     lora: Lora | None = None

@@ -116,6 +116,7 @@ class Preparation:
             return file
         out = self.config.output / f"scored-{number}.parquet"
         if not out.exists():
+            off = self.config.off_policy
             Scoring(
                 self.config.model,
                 self._reference,
@@ -123,6 +124,7 @@ class Preparation:
                 self.device,
                 self.config.micro_batch,
                 self.config.max_gap,
+                current=off.versions[-1] if off and off.versions else None,
             ).run(file, out)
         return out
 

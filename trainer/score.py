@@ -55,7 +55,8 @@ class Gap:
 
 @dataclass
 class Scoring:
-    """Model names and how they are run; `max_gap` bounds each version's mean gap."""
+    """Model names and how they are run. `max_gap` bounds the mean gap of rows by `current`, the
+    version that `model` is; of every version's, if that is not said."""
 
     model: str
     reference: str
@@ -63,6 +64,7 @@ class Scoring:
     device: str = "cpu"
     batch: int = 16
     max_gap: float | None = None
+    current: str | None = None
     gaps: dict[str, Gap] = field(default_factory=dict)
 
     def run(self, rows: Path, out: Path) -> dict[str, Any]:
@@ -141,7 +143,8 @@ class Scoring:
         for version, gap in self.gaps.items():
             if not math.isfinite(gap.mean):
                 raise DataError(f"{rows}: {self.model} gives log-probabilities that are not finite")
-            if self.max_gap is not None and gap.mean > self.max_gap:
+            bounded = self.max_gap is not None and self.current in (None, version)
+            if bounded and gap.mean > (self.max_gap or 0):
                 raise DataError(
                     f"{rows}: version {version!r}: logged log-probabilities are {gap.mean:.4f} "
                     f"from those of {self.model}, {gap.largest:.4f} at most; "
@@ -167,12 +170,16 @@ def command(
     max_gap: Annotated[
         float | None, typer.Option(help="refuse a policy version whose mean gap is larger")
     ] = None,
+    version: Annotated[
+        str | None, typer.Option(help="that --model is, which alone --max-gap is for")
+    ] = None,
 ) -> None:
     """Add to rows what the policy and the reference think of their tokens."""
     if precision not in get_args(Precision):
         raise ConfigError(f"--precision {precision}: allowed are {', '.join(get_args(Precision))}")
     chosen = cast(Precision, precision)
-    report = Scoring(model, reference or model, chosen, device, batch, max_gap).run(rows, out)
+    scoring = Scoring(model, reference or model, chosen, device, batch, max_gap, version)
+    report = scoring.run(rows, out)
     for version, gap in report["gap"].items():
         typer.echo(
             f"{version or 'no version'}: {gap['tokens']} tokens, log-probabilities differ by "

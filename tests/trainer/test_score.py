@@ -101,6 +101,17 @@ def test_too_large_a_gap_is_refused_and_nothing_written(model: Path, tmp_path: P
     assert {p.name for p in config.output.iterdir()} == {"settings.json"}
 
 
+def test_an_older_version_may_differ(model: Path, tmp_path: Path) -> None:
+    file = tiny.write(tmp_path / "rows.parquet", logged_by(model, {"v1": 0.5, "v2": 0.0}))
+    off_policy = {"versions": ["v1", "v2"]}
+    config = tiny.config(model, file, tmp_path / "run", max_gap=0.01, off_policy=off_policy)
+    assert train(config).exists()
+    late = {"versions": ["v2", "v1"]}
+    config = tiny.config(model, file, tmp_path / "late", max_gap=0.01, off_policy=late)
+    with pytest.raises(DataError, match=r"version 'v1': logged"):
+        train(config)
+
+
 def test_rows_of_a_reward_model_are_refused(model: Path, tmp_path: Path) -> None:
     file = tiny.write(tmp_path / "rows.parquet", [tiny.score_row(random.Random(0))])
     with pytest.raises(DataError, match="rows of a reward model have no log-probabilities"):

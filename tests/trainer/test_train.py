@@ -29,6 +29,9 @@ ROOT = Path(__file__).parents[2]
 SHOWN = ("loss", "grad_norm", "loss/ce", "loss/rl", "loss/ref_kl", "clipped", "ratio")
 
 
+LORA = {"rank": 2}
+
+
 def known(rng: random.Random) -> TokenRow:
     """With log-probabilities of a beginning and a reference that are not those of the model."""
     row = tiny.token_row(rng)
@@ -86,6 +89,19 @@ def test_the_loss_is_its_formula(model: Path, tmp_path: Path) -> None:
         assert found.loss == pytest.approx(float(loss), rel=1e-5)
         error = (found.vector - gradient).norm() / gradient.norm()
         assert error < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["tokens", "scores"])
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_checkpointed_activations_change_nothing(
+    model: Path, tmp_path: Path, kind: str, lora: dict[str, int] | None
+) -> None:
+    rng = random.Random(5)
+    rows: list[Row] = [known(rng) if kind == "tokens" else tiny.score_row(rng) for _ in range(4)]
+    plain = gradients(model, tmp_path / "plain", rows, lora=lora)
+    saving = gradients(model, tmp_path / "saving", rows, lora=lora, gradient_checkpointing=True)
+    assert plain.vector.norm() > 0
+    torch.testing.assert_close(saving.vector, plain.vector)
 
 
 def test_passes_and_processes_do_not_change_a_step(model: Path, tmp_path: Path) -> None:
