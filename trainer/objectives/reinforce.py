@@ -8,6 +8,7 @@ the baseline wherever a step is not the first.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Literal
 
 from pydantic import Field
@@ -31,24 +32,21 @@ class Reinforce(PolicyGradient):
 
     def credits(self, trees: Sequence[Tree], tally: Tally) -> Iterator[tuple[Tree, Credit]]:
         group = weighed([end for tree in trees for end in tree.judged if end.iid])
+        total, mean = sum(weight for weight, _ in group), moments(group)[0] if group else 0.0
         if self.baseline == "none" or self.comparable(group, tally):
-            yield from ((tree, lambda node, end: self._credit(node, end, group)) for tree in trees)
+            credit = partial(self._credit, total, mean)
+            yield from ((tree, credit) for tree in trees)
 
-    def _credit(self, node: Node, end: Node, group: Sequence[tuple[float, float]]) -> float | None:
+    def _credit(self, total: float, mean: float, node: Node, end: Node) -> float | None:
+        """Of a group of `total` samples and this mean."""
         if end.outcome is None:
             return None
         discount = self.gamma ** (end.place - node.place)
         last = before(node)
-        if self.shaping is None or last is None:
-            return discount * (end.outcome - self._others(end, group))
-        return discount * end.outcome - self.shaping.potential(last)
-
-    def _others(self, end: Node, group: Sequence[tuple[float, float]]) -> float:
-        """The baseline of an answer; one of its own samples is left out, if it is in the group."""
+        if self.shaping is not None and last is not None:
+            return discount * end.outcome - self.shaping.potential(last)
         if self.baseline == "none":
-            return 0.0
-        mean, _ = moments(group)
-        if self.baseline == "mean" or not end.iid:
-            return mean
-        total = sum(weight for weight, _ in group)
-        return (total * mean - (end.outcome or 0.0)) / (total - 1)
+            return discount * end.outcome
+        if self.baseline == "leave_one_out" and end.iid:
+            mean = (total * mean - end.outcome) / (total - 1)
+        return discount * (end.outcome - mean)
