@@ -1,12 +1,12 @@
 """Where traces come from: a file, a folder, any URL that fsspec opens, a stream in Redis. No torch.
 
-A folder holds segments (`*.jsonl`) and Parquet files, as the server writes them. What is not on
-this machine's disk is copied to a temporary folder a file at a time.
+A folder holds segments (`*.jsonl`), Parquet files and the feedback on them, as the server writes
+them. What is not on this machine's disk is copied to a temporary folder a file at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -20,6 +20,8 @@ import pyarrow as pa
 from server.errors import TraceError
 from server.traces import compact, spool, table
 from server.traces.codec import decode
+from server.traces.feedback import FILE as FEEDBACK
+from server.traces.feedback import FeedbackLog
 from server.traces.schema import Trace
 from trainer.errors import DataError
 
@@ -58,28 +60,37 @@ def read(locations: Sequence[str]) -> Iterator[Sourced]:
 def _local(path: Path) -> Iterator[Sourced]:
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
-    files = compact.files(path).values() if path.is_dir() else (path,)
+    if not path.is_dir():
+        yield from _file(path, str(path), _untouched)
+        return
+    files, said = compact.files(path).values(), FeedbackLog(path)
     if not files:
         raise DataError(f"{path}: no traces: neither {' nor '.join('*' + s for s in SUFFIXES)}")
     for file in files:
-        yield from _file(file, str(file))
+        # It may have been compacted since it was listed.
+        file = file if file.exists() else file.with_suffix(table.SUFFIX)
+        yield from _file(file, str(file), said.joined)
 
 
-def _file(path: Path, name: str) -> Iterator[Sourced]:
-    """The traces of a local file that is called `name`."""
+def _untouched(trace: Trace) -> Trace:
+    return trace
+
+
+def _file(path: Path, name: str, join: Callable[[Trace], Trace]) -> Iterator[Sourced]:
+    """The traces of a local file that is called `name`, with what `join` knows of them."""
     try:
         for trace in compact.read(path):
-            yield Sourced(trace, name)
+            yield Sourced(join(trace), name)
     except (TraceError, pa.ArrowException, OSError) as error:
         message = str(error).replace(str(path), name)
-        raise DataError(message if name in message else f"{name}: {message}") from error
+        raise DataError(message if path.name in message else f"{name}: {message}") from error
 
 
 def _remote(url: str) -> Iterator[Sourced]:
     try:
         files, path = fsspec.core.url_to_fs(url)
-        names = sorted(files.find(path, maxdepth=1)) if files.isdir(path) else [path]
-        found = files.exists(path)
+        folder, found = files.isdir(path), files.exists(path)
+        names = sorted(files.find(path, maxdepth=1)) if folder else [path]
     except (ImportError, ValueError, OSError) as error:
         raise DataError(f"{url}: cannot be read: {error}") from error
     if not found:
@@ -87,8 +98,24 @@ def _remote(url: str) -> Iterator[Sourced]:
     wanted = _newest_form([n for n in names if n.endswith(SUFFIXES)])
     if not wanted:
         raise DataError(f"{url}: no traces: neither {' nor '.join('*' + s for s in SUFFIXES)}")
-    for name in wanted:
-        yield from _fetched(files, name)
+    with TemporaryDirectory() as copies:
+        join = _untouched
+        if said := [n for n in names if n.rpartition("/")[2] == FEEDBACK and folder]:
+            _fetch(files, said[0], Path(copies))
+            join = FeedbackLog(Path(copies)).joined
+        for name in wanted:
+            path = _fetch(files, name, Path(copies))
+            yield from _file(path, files.unstrip_protocol(name), join)
+            path.unlink()
+
+
+def _fetch(files: Any, name: str, folder: Path) -> Path:
+    path = folder / name.rpartition("/")[2]
+    try:
+        files.get_file(name, str(path))
+    except OSError as error:
+        raise DataError(f"{files.unstrip_protocol(name)}: cannot be read: {error}") from error
+    return path
 
 
 def _newest_form(names: list[str]) -> list[str]:
@@ -97,17 +124,6 @@ def _newest_form(names: list[str]) -> list[str]:
     for name in sorted(names, key=lambda n: n.endswith(table.SUFFIX)):
         by_stem[name.rpartition(".")[0]] = name
     return [by_stem[stem] for stem in sorted(by_stem)]
-
-
-def _fetched(files: Any, name: str) -> Iterator[Sourced]:
-    url = files.unstrip_protocol(name)
-    with TemporaryDirectory() as folder:
-        path = Path(folder, name.rpartition("/")[2])
-        try:
-            files.get_file(name, str(path))
-        except OSError as error:
-            raise DataError(f"{url}: cannot be read: {error}") from error
-        yield from _file(path, url)
 
 
 def _redis(url: str) -> Iterator[Sourced]:

@@ -11,6 +11,7 @@ import fsspec
 import pytest
 
 from server.traces.codec import LineWriter, encode
+from server.traces.feedback import Feedback, FeedbackLog
 from server.traces.schema import Trace
 from server.traces.table import TableWriter
 from tests.traces import make_trace
@@ -63,6 +64,24 @@ def test_a_url(tmp_path: Path, bucket: Any) -> None:
     assert ids("memory://store/b.jsonl") == ["t1", "t2"]
     assert next(found.where for found in read(["memory://store"])) == "memory:///store/a.parquet"
     assert list(read(["memory://store"]))[2].trace == TRACES[2]
+
+
+def test_feedback_is_part_of_its_trace(tmp_path: Path, bucket: Any) -> None:
+    table(tmp_path / "a.parquet")
+    said = Feedback(trace_id="t1", created_at=TRACES[1].created_at, outcome=1.0, feedback=0.5)
+    FeedbackLog(tmp_path).add(said)
+    for file in tmp_path.iterdir():
+        bucket.put_file(file, f"/store/{file.name}")
+    for location in (str(tmp_path), "memory://store"):
+        found = [(f.trace.outcome, f.trace.feedback) for f in read([location])]
+        assert found == [(None, None), (1.0, 0.5), (None, None)]
+
+
+def test_feedback_that_cannot_be_read(tmp_path: Path) -> None:
+    table(tmp_path / "a.parquet")
+    (tmp_path / "feedback.ndjson").write_text("{}\n")
+    with pytest.raises(DataError, match=r"feedback\.ndjson:1: corrupt feedback"):
+        ids(tmp_path)
 
 
 def test_the_last_line_of_a_segment_that_is_being_written(tmp_path: Path) -> None:
