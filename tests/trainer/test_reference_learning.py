@@ -136,7 +136,7 @@ def test_labels_do_not_change_what_is_said() -> None:
     """Nothing pulls at the labels' common height, only at their difference."""
     torch.manual_seed(0)
     policy = Policy(SHAPE)
-    value(policy, row([NAN, 1.0, NAN, 0.0], [0.0] * 4))[1].backward()  # type: ignore[no-untyped-call]
+    value(policy, row([NAN, 1.0, NAN, 0.0], [0.0] * 4))[1].backward()
     gradient = policy.lm_head.weight.grad
     assert gradient is not None
     torch.testing.assert_close(gradient[GOOD_ID], -gradient[BAD_ID])

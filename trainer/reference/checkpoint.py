@@ -29,13 +29,15 @@ def save_weights(model: nn.Module, path: Path) -> None:
 def load_policy(shape: Shape, path: Path) -> Policy:
     policy = Policy(shape)
     policy.load_state_dict(load_file(path))
-    return policy.bfloat16().eval()
+    policy.bfloat16().eval()
+    return policy
 
 
 def load_prm(shape: Shape, path: Path) -> Prm:
     prm = Prm(shape)
     prm.load_state_dict(load_file(path))
-    return prm.bfloat16().eval()
+    prm.bfloat16().eval()
+    return prm
 
 
 def export(model: Policy | Prm, folder: Path) -> str:

@@ -121,5 +121,5 @@ def save_arrays(path: Path, **arrays: NDArray[Any]) -> None:
     """Whole or not at all."""
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, allow_pickle=False, **arrays)
     os.replace(temporary, path)

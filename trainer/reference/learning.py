@@ -150,7 +150,7 @@ def _step(
         said, judged = loss(learner.model, examples.batch(mine))
         total = said / max(weights[0], 1e-9)
         total = total + learner.schedule.verdicts * judged / max(weights[1], 1e-9)
-        total.backward()  # type: ignore[no-untyped-call]
+        total.backward()
         value += total.detach()
     gradient = torch.cat([learner.gradient(), value])
     ranks.sum(gradient)

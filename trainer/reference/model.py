@@ -151,7 +151,7 @@ class Trunk(nn.Module):
     def _turn(self, at: Tensor) -> tuple[Tensor, Tensor]:
         """Of positions [B or 1, T], for [B, T, H, D/2]."""
         dtype = self.norm.weight.dtype
-        return self.cos[at][:, :, None].to(dtype), self.sin[at][:, :, None].to(dtype)  # type: ignore[index]
+        return self.cos[at][:, :, None].to(dtype), self.sin[at][:, :, None].to(dtype)
 
     def forward(self, ids_BT: Tensor, cache: Cache | None = None) -> Tensor:
         """Hidden states [B, T, C] of sequences that begin here; an empty cache is filled. What
