@@ -29,6 +29,11 @@ class OffPolicy(Frozen):
     reject: tuple[Ratio, Ratio] | None = Field(
         None, description="rows whose mean ratio is outside are not learned from by policy gradient"
     )
+    unlogged: Literal["refuse", "drop", "trust"] = Field(
+        "refuse",
+        description="tokens with an rl weight whose logged log-probability is not known: an "
+        "error; without their weight; as if what training begins with had sampled them",
+    )
     versions: tuple[str, ...] = Field((), description="of the policy, the oldest first")
     max_staleness: int | None = Field(
         None, ge=0, description="rows of policies further than this before the last one are dropped"

@@ -12,10 +12,13 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from trainer.config import OffPolicy
 from trainer.errors import DataError
 from trainer.rows import TokenRow
+
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass
@@ -31,57 +34,67 @@ class Correction:
         if self._stale(row, where):
             self.counts["stale"] += 1
             return None
-        learned = np.asarray(row.rl, np.float64) != 0
-        if not learned.any() or (self.settings.cap is None and self.settings.reject is None):
+        if not any(row.rl) or (self.settings.cap is None and self.settings.reject is None):
             return row
-        ratios = self._ratios(row, learned, where)
-        self._log_ratios += float(np.log(ratios).sum())
-        self.counts["corrected_tokens"] += len(ratios)
-        if self._rejected(ratios):
+        row, ratios = self._ratios(row, where)
+        known = ratios[~np.isnan(ratios)]
+        self._log_ratios += float(np.log(known).sum())
+        self.counts["corrected_tokens"] += len(known)
+        if self._rejected(known):
             self.counts["rejected"] += 1
-            rest = replace(row, rl=(), advantage=())
-            return rest if any(rest.ce) or any(rest.ref_kl) else None
-        return self._weighted(row, learned, ratios)
+            row = replace(row, rl=(), advantage=())
+        if not (any(row.ce) or any(row.rl) or any(row.ref_kl)):
+            return None
+        return self._weighted(row, ratios)
 
     def report(self) -> dict[str, float]:
         mean = self._log_ratios / max(1, self.counts["corrected_tokens"])
         return dict(self.counts) | {"geometric_mean_ratio": math.exp(mean)}
 
     def _stale(self, row: TokenRow, where: str) -> bool:
+        """A row that several versions wrote is as old as the oldest."""
         versions, most = self.settings.versions, self.settings.max_staleness
         if most is None:
             return False
-        if row.version not in versions:
+        of = row.version.split(",")
+        if unknown := [version for version in of if version not in versions]:
             known = ", ".join(versions)
             raise DataError(
-                f"{where}: version: {row.version!r} is none of off_policy.versions: {known}"
+                f"{where}: version: {unknown[0]!r} is none of off_policy.versions: {known}"
             )
-        return len(versions) - 1 - versions.index(row.version) > most
+        return len(versions) - 1 - min(map(versions.index, of)) > most
 
-    def _ratios(self, row: TokenRow, learned: np.ndarray, where: str) -> np.ndarray:
-        if not row.logp:
+    def _ratios(self, row: TokenRow, where: str) -> tuple[TokenRow, Floats]:
+        """[T] p_begin / p_sampled, NaN where nothing is learned or known; and the row with the
+        weights that are left."""
+        rl = np.asarray(row.rl, np.float64)
+        logp = np.asarray(row.logp, np.float64) if len(row.logp) else np.full(len(rl), np.nan)
+        ratios: Floats = np.exp(np.asarray(row.logp_prox, np.float64) - logp)
+        ratios[rl == 0] = np.nan
+        lacking = (rl != 0) & np.isnan(ratios)
+        if not lacking.any():
+            return row, ratios
+        if self.settings.unlogged == "refuse":
+            at = int(np.nonzero(lacking)[0][0])
             raise DataError(
-                f"{where}: logp: not known, so nothing tells how far the policy is from the one "
-                "that sampled it; off_policy: null trains as if it were the same"
+                f"{where}: logp: token {at} has an rl weight, but what its sampler thought of it "
+                "is not known (off_policy.unlogged: drop or trust, or off_policy: null)"
             )
-        log_ratios = np.asarray(row.logp_prox)[learned] - np.asarray(row.logp)[learned]
-        if np.isnan(log_ratios).any():
-            at = int(np.nonzero(learned)[0][np.isnan(log_ratios)][0])
-            raise DataError(f"{where}: logp: token {at} has an rl weight, but was not sampled")
-        ratios: np.ndarray = np.exp(log_ratios.astype(np.float64))
-        return ratios
+        self.counts[f"unlogged_{self.settings.unlogged}"] += int(lacking.sum())
+        if self.settings.unlogged == "drop":
+            rl[lacking] = 0
+        return replace(row, rl=rl.tolist()), ratios
 
-    def _rejected(self, ratios: np.ndarray) -> bool:
-        if self.settings.reject is None:
+    def _rejected(self, ratios: Floats) -> bool:
+        if self.settings.reject is None or not len(ratios):
             return False
         low, high = self.settings.reject
         return not low <= math.exp(np.log(ratios).mean()) <= high
 
-    def _weighted(self, row: TokenRow, learned: np.ndarray, ratios: np.ndarray) -> TokenRow:
+    def _weighted(self, row: TokenRow, ratios: Floats) -> TokenRow:
         cap = self.settings.cap
-        if cap is None:
+        if cap is None or not len(row.rl):
             return row
         self.counts["truncated_tokens"] += int((ratios > cap).sum())
-        advantage = np.asarray(row.advantage, np.float64).copy()
-        advantage[learned] *= np.minimum(ratios, cap)
-        return replace(row, advantage=advantage.tolist())
+        factor = np.where(np.isnan(ratios), 1.0, np.minimum(ratios, cap))
+        return replace(row, advantage=(np.asarray(row.advantage, np.float64) * factor).tolist())

@@ -105,12 +105,33 @@ def test_a_sequence_too_far_away_is_rejected_and_counted() -> None:
     assert correction.report()["rejected"] == 2
 
 
+def test_tokens_that_nobody_logged() -> None:
+    row = sampled(logp=[NAN, NAN, math.log(0.25), NAN])
+    drop = Correction(OffPolicy(unlogged="drop"))
+    dropped = drop(row, "here")
+    assert dropped is not None
+    assert dropped.rl == [0, 0, 1, 0]
+    assert dropped.advantage == pytest.approx([0, 1.0, 2.0 * -2.0, 0])
+    assert drop.report()["unlogged_drop"] == 1
+    trusted = Correction(OffPolicy(unlogged="trust"))(row, "here")
+    assert trusted is not None
+    assert trusted.rl == [0, 1, 1, 0]
+    assert trusted.advantage == pytest.approx([0, 1.0, 2.0 * -2.0, 0])
+    nothing = sampled(logp=())
+    assert Correction(OffPolicy(unlogged="drop"))(nothing, "here") is None
+    assert Correction(OffPolicy(unlogged="trust"))(nothing, "here") == replace(
+        nothing, rl=[0, 1, 1, 0], advantage=[0, 1.0, -2.0, 0]
+    )
+
+
 def test_stale_rows_are_dropped_and_counted() -> None:
     settings = OffPolicy(versions=("v1", "v2", "v3", "v4"), max_staleness=1)
     correction = Correction(settings)
     assert correction(sampled(version="v2"), "here") is None
     assert correction(sampled(version="v3"), "here") is not None
-    assert correction.report()["stale"] == 1
+    assert correction(sampled(version="v4,v2"), "here") is None
+    assert correction(sampled(version="v4,v3"), "here") is not None
+    assert correction.report()["stale"] == 2
     with pytest.raises(DataError, match=r"here: version: 'v9' is none of .*: v1, v2, v3, v4"):
         correction(sampled(version="v9"), "here")
 
