@@ -50,7 +50,7 @@ class Kept:
 
     async def add_feedback(self, feedback: Feedback) -> None:
         trace, said = self.traces[feedback.trace_id], feedback.model_dump(exclude_none=True)
-        changes = {name: said[name] for name in ("outcome", "feedback") if name in said}
+        changes: dict[str, Any] = {n: said[n] for n in ("outcome", "feedback") if n in said}
         self.traces[trace.trace_id] = trace.model_copy(update=changes)
 
 

@@ -20,6 +20,8 @@ VERBS = {
     "compile": ("trainer.compile", "Search traces into rows to train on."),
     "score": ("trainer.score", "Rows with what a policy thinks of their tokens."),
     "train": ("trainer.train", "Rows into weights."),
+    "publish": ("trainer.publish", "Weights to servers, past the gate."),
+    "rollback": ("trainer.rollback", "An earlier version to servers."),
 }
 
 app = typer.Typer(

@@ -33,15 +33,15 @@ def files(folder: Path) -> dict[str, Path]:
 
 
 def read(path: Path) -> Iterator[Trace]:
-    """Every trace of a file, or of a folder's spool and Parquet files, each once, as written; of a
-    folder with the feedback on it.
+    """Every trace of a file, or of a folder's spool and Parquet files, each once, with what the
+    folder's feedback says of it.
 
     A torn last line is skipped and logged. Raises `TraceError` naming file and line.
     """
     if path.is_dir():
         yield from map(FeedbackLog(path).joined, _read_folder(path))
     else:
-        yield from _read_file(path)
+        yield from map(FeedbackLog(path.parent).joined, _read_file(path))
 
 
 def _read_folder(folder: Path) -> Iterator[Trace]:

@@ -68,7 +68,7 @@ def adapter(base: Path, target: Path) -> Path:
         for name, parameter in wrapped.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=0.05)
-    wrapped.save_pretrained(target)
+    wrapped.save_pretrained(str(target))
     return target
 
 
