@@ -7,12 +7,15 @@ import json
 import logging
 import math
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
+from safetensors.torch import save_file
 
 from server.config import HttpSettings
 from server.engine.characters import TextTokenizer
@@ -512,3 +515,64 @@ def test_characters_come_back(chat: list[tuple[str, str]], path: str) -> None:
     assert [Message(**m) for m in got] == messages
     assert partial == path == tokenizer.decode(tokenizer.encode(path))
     assert json.dumps(got)
+
+
+def adapter_in(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 8}))
+    save_file({"a": torch.zeros(8, 4)}, folder / "adapter_model.safetensors")
+    return folder
+
+
+async def test_an_adapter_is_loaded_under_a_new_name_and_taken_back(
+    remote: Scripted, tmp_path: Path
+) -> None:
+    base = await vllm(remote)
+    folder = adapter_in(tmp_path / "adapter")
+    found = await base.look_over(folder)
+    assert not base.drains(found)
+    remote.will(document({}))
+    adapted = await base.successor(found)
+    asked = remote.requests[-1]
+    assert asked["path"] == "/v1/load_lora_adapter" and asked["lora_path"] == str(folder)
+    assert asked["lora_name"].startswith(found.version)
+    assert (adapted.name, adapted.version, base.version) == (base.name, found.version, "step-7")
+    for engine, model in ((adapted, asked["lora_name"]), (base, "remote")):
+        remote.will(events(tokens([6], "stop"), usage(9, 1), DONE))
+        (step,) = await take(ask(engine, engine.tokenizer.render([Message("user", "24?")])))
+        assert remote.requests[-1]["model"] == model and step.version == engine.version
+    back = await adapted.successor(await adapted.look_over(Path(base.folder)))
+    assert (back.version, back.folder) == ("step-7", "remote")
+    remote.will(document({}))
+    await adapted.close()
+    assert remote.requests[-1] == {
+        "path": "/v1/unload_lora_adapter", "lora_name": asked["lora_name"],
+    }  # fmt: skip
+    await base.close()
+    await base.close()
+    assert await back.reread() == "step-7", "the connections are the last one's to close"
+    await back.close()
+
+
+async def test_a_remote_policy_takes_nothing_else(remote: Scripted, tmp_path: Path) -> None:
+    engine = await vllm(remote)
+    with pytest.raises(BadRequest, match="served elsewhere"):
+        await engine.look_over(Path("models/policy"))
+    folder = adapter_in(tmp_path / "adapter")
+    remote.will(refusal(400, "LoRA is not enabled"))
+    with pytest.raises(EngineError, match="LoRA is not enabled"):
+        await engine.successor(await engine.look_over(folder))
+    await engine.close()
+    chat = await started(remote)
+    with pytest.raises(BadRequest, match="takes no weights"):
+        await chat.look_over(folder)
+    await chat.close()
+
+
+async def test_what_the_server_serves_is_read_again(remote: Scripted) -> None:
+    engine = await vllm(remote)
+    card = {"id": "remote", "root": "/weights/step-8", "max_model_len": 512}
+    remote.pages["/v1/models"] = document({"object": "list", "data": [card]})
+    assert engine.version == "step-7"
+    assert await engine.reread() == "step-8" == engine.version
+    await engine.close()
