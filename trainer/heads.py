@@ -91,6 +91,7 @@ def described(model: RewardModel, head: Head) -> dict[str, Any]:
     return {
         "architectures": [architecture(head, model.model)],
         "num_labels": head.outputs,
+        "tie_word_embeddings": False,  # there is no output matrix to tie
         "id2label": labels,
         "label2id": {label: int(n) for n, label in labels.items()},
     }

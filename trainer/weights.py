@@ -121,10 +121,10 @@ def save(
     dtype = getattr(torch, precision)
     partial = _emptied(folder)
     model.config.use_cache = True
-    model.save_pretrained(
-        partial,
-        state_dict={n: v.to(dtype) if v.is_floating_point() else v for n, v in state.items()},
-    )
+    # A tied weight is stored once; converted or gathered, its two names no longer share memory.
+    kept = {name: value for name, value in state.items() if name not in model.all_tied_weights_keys}
+    stored = {n: v.to(dtype) if v.is_floating_point() else v for n, v in kept.items()}
+    model.save_pretrained(partial, state_dict=stored)
     said: dict[str, Any] = {"dtype": precision}
     if kind == "scores":
         said |= heads.described(cast(heads.RewardModel, model), config.head)

@@ -20,7 +20,8 @@ from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
 from tests.trainer import tiny
 from tests.trainer.gradients import gradients
-from trainer.config import TrainConfig
+from trainer import heads
+from trainer.config import Head, TrainConfig
 from trainer.errors import ConfigError, DataError
 from trainer.rows import PairRow, Row, ScoreRow, TokenRow
 from trainer.train import train
@@ -159,6 +160,21 @@ def test_the_folder_that_comes_out_is_what_went_in_but_for_its_weights(
     assert not list((tmp_path / "out").glob(".*"))
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_tied_weights_stay_tied(
+    tmp_path: Path, precision: str, lora: dict[str, int] | None
+) -> None:
+    tied = tiny.policy(tmp_path / "tied", tied=True)
+    rows = tiny.write(tmp_path / "rows.parquet", [known(random.Random(0)) for _ in range(8)])
+    folder = train(tiny.config(tied, rows, tmp_path / "out", save_precision=precision, lora=lora))
+    before, after = (load_file(f / "model.safetensors") for f in (tied, folder))
+    assert before.keys() == after.keys()
+    assert "lm_head.weight" not in after
+    loaded = AutoModelForCausalLM.from_pretrained(folder)
+    assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+
+
 def test_bfloat16_passes_have_float32_masters(model: Path, tmp_path: Path) -> None:
     """A step too small for bfloat16's 8 bits is taken nevertheless."""
     rows = tiny.write(tmp_path / "rows.parquet", [known(random.Random(0)) for _ in range(8)])
@@ -266,6 +282,20 @@ def reread(folder: Path, row: ScoreRow, labels: int, loss: float) -> None:
     asked = ~target.isnan()
     found = torch.nn.functional.binary_cross_entropy(good[asked], target[asked])
     assert float(found) < 2 * loss + 0.2
+
+
+def test_a_new_head_leaves_the_decoder_as_it_is(model: Path) -> None:
+    trained = load_file(model / "model.safetensors")
+    found = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        trunk, _ = heads.trunk_of(str(model))
+        reward = heads.attach(trunk, Head(), str(model))
+        for name, value in trunk.state_dict().items():
+            assert torch.equal(value, trained[f"model.{name}"])
+        found.append(reward.score[0].weight)
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
 
 
 def test_a_reward_model_goes_on_from_its_own_head(model: Path, tmp_path: Path) -> None:

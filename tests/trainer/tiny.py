@@ -20,7 +20,7 @@ REFERENCE = Path(__file__).parents[2] / "models" / "policy"
 VOCABULARY = 1104
 
 
-def policy(folder: Path, seed: int = 0) -> Path:
+def policy(folder: Path, seed: int = 0, *, tied: bool = False) -> Path:
     """Its outputs are far from uniform, so that a wrong mask or position shows."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
@@ -32,7 +32,7 @@ def policy(folder: Path, seed: int = 0) -> Path:
         num_attention_heads=2,
         num_key_value_heads=2,
         max_position_embeddings=128,
-        tie_word_embeddings=False,
+        tie_word_embeddings=tied,
         initializer_range=0.3,
         bos_token_id=1,
         eos_token_id=6,
