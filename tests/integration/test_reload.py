@@ -17,7 +17,8 @@ from prometheus_client import CollectorRegistry
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from server.config import Settings, VllmSettings
+from server.config import HttpSettings, Settings, VllmSettings
+from server.engine.http import HttpEngine
 from server.engine.vllm import VllmEngine
 from server.engine.weights import fingerprint
 from server.errors import BadRequest
@@ -31,6 +32,7 @@ from server.traces.schema import Trace
 from server.types import Message
 from server.weights import Weights
 from tests.integration.conftest import MODELS
+from tests.integration.servers import POLICY, vllm_server
 
 pytestmark = pytest.mark.vllm
 
@@ -249,3 +251,55 @@ async def test_what_is_torn_is_refused_and_what_fails_half_way_is_undone(
     assert close(await pair.says(), before) < 1e-3
     answer = await pair.search(QUESTIONS[0], seed=1)
     assert answer.version == version
+
+
+async def test_where_it_is_said_another_engine_is_started_beside(
+    pair: Pair, tmp_path: Path
+) -> None:
+    """Nothing is drained; the old engine ends when its last search has ended."""
+    old = VllmEngine(settings(MODELS / "policy", swap="beside"))
+    await old.start()
+    process = old._llm.engine.engine_core.resources.engine_manager.processes[0]
+    traces: list[Trace] = []
+    models = Models(old, shipped()["reference"])
+    service = Service(Settings(policy=settings(MODELS / "policy")), models, traces=Kept(traces))
+    beside = Pair(old, pair.prm, pair.folder, service, traces)
+    async with load(beside, 6) as done:
+        await some(done)
+        await beside.weights.load({"policy": str(pair.folder / "policy")})
+        await some(done, 8)
+    check_pinned(traces)
+    new = fingerprint(str(pair.folder / "policy"))
+    assert {t.versions.policy_version for t in traces} == {old.version, new}
+    while beside.weights._tasks:
+        await asyncio.wait(beside.weights._tasks)
+    assert not process.is_alive()
+    await pair.weights.load({"policy": str(pair.folder / "policy")})
+    assert close(await beside.says(), await pair.says()) < 1e-3, "as by loading them in place"
+    await beside.weights.close()
+
+
+async def test_a_remote_vllm_is_given_an_adapter(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1")
+    model = str(MODELS / "policy")
+    lora = ("--enable-lora", "--max-lora-rank=8", "--max-loras=2")
+    async with vllm_server(model, *POLICY, *lora) as url:
+        engine = HttpEngine(HttpSettings(url=url, model=model))
+        await engine.start()
+        service = Service(
+            Settings(policy=HttpSettings(url=url, model=model)),
+            Models(engine, shipped()["reference"]),
+        )
+        before = await label_logprobs(engine)
+        adapted = {"policy": str(pair.folder / "adapter")}
+        await service.weights.load(adapted)  # type: ignore[arg-type]
+        await pair.weights.load({"policy": fingerprint(model)})
+        await pair.weights.load(adapted)  # type: ignore[arg-type]
+        after = await label_logprobs(service.models.policy)
+        assert close(after, before) > 0.05
+        assert close(after, await pair.says()) < 0.15, "as the same adapter in this process"
+        await service.weights.load({"policy": engine.version})
+        assert close(await label_logprobs(service.models.policy), before) < 1e-3
+        await service.weights.close()
