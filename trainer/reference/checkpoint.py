@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from trainer.reference import tokenizer
@@ -22,7 +22,8 @@ def save_weights(model: nn.Module, path: Path) -> None:
     """In bfloat16; whole or not at all."""
     weights = {k: v.bfloat16().contiguous().clone() for k, v in model.state_dict().items()}
     temporary = path.with_name(f".{path.name}.tmp")
-    save_file(weights, temporary, {"format": "pt"})
+    # `save_file` would make a file that only its owner may read.
+    temporary.write_bytes(save(weights, {"format": "pt"}))
     os.replace(temporary, path)
 
 
