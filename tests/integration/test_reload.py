@@ -21,7 +21,7 @@ from server.config import HttpSettings, Settings, VllmSettings
 from server.engine.http import HttpEngine
 from server.engine.vllm import VllmEngine
 from server.engine.weights import fingerprint
-from server.errors import BadRequest
+from server.errors import BadRequest, EngineError
 from server.metrics import Metrics
 from server.profiles import PrmProfile, shipped
 from server.reward import Models
@@ -237,9 +237,7 @@ async def test_an_adapter_is_served_beside_the_weights_it_adapts(pair: Pair) -> 
     assert not await pair.policy._llm.engine.list_loras()
 
 
-async def test_what_is_torn_is_refused_and_what_fails_half_way_is_undone(
-    pair: Pair, tmp_path: Path
-) -> None:
+async def test_what_is_torn_is_refused(pair: Pair, tmp_path: Path) -> None:
     before, version = await pair.says(), pair.service.models.policy.version
     torn = shutil.copytree(pair.folder / "policy", tmp_path / "torn")
     file = torn / "model.safetensors"
@@ -251,6 +249,22 @@ async def test_what_is_torn_is_refused_and_what_fails_half_way_is_undone(
     assert close(await pair.says(), before) < 1e-3
     answer = await pair.search(QUESTIONS[0], seed=1)
     assert answer.version == version
+
+
+async def test_an_engine_that_fails_half_way_starts_again_as_it_was(
+    pair: Pair, tmp_path: Path
+) -> None:
+    before, version = await pair.says(), pair.service.models.policy.version
+    folder = shutil.copytree(pair.folder / "policy", tmp_path / "new")
+    llm, process = pair.policy._llm, pair.policy._llm.engine
+    found = await pair.policy.look_over(folder)
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])  # since it was looked over
+    with pytest.raises(EngineError, match="loading"):
+        await llm.loaded(found)
+    assert llm.engine is not process and llm.restarts == 1
+    assert (pair.service.models.policy.version, llm.version) == (version, version)
+    assert close(await pair.says(), before) < 1e-3
 
 
 async def test_where_it_is_said_another_engine_is_started_beside(
