@@ -14,7 +14,9 @@ from pydantic import BaseModel, SecretStr
 
 PREFIX = "PONDER_"
 # Read by the set-up and the command line, not settings of the server.
-OTHER_VARIABLES = frozenset({"PONDER_EXTRA", "PONDER_CONFIG", "PONDER_URL", "PONDER_API_KEY"})
+OTHER_VARIABLES = frozenset(
+    {"PONDER_EXTRA", "PONDER_CONFIG", "PONDER_URL", "PONDER_API_KEY", "PONDER_ADMIN_KEY"}
+)
 
 Key = tuple[str, ...]
 Schema = dict[Key, list[Any]]  # the annotations of each key: one for each kind of engine
