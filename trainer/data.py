@@ -195,7 +195,9 @@ class Collator:
     parts: int
 
     def __call__(self, units: list[Unit]) -> Batch:
-        trees = [(tree, unit, paths) for unit in units for tree, paths in unit.trees]
+        every = [(tree, unit, paths) for unit in units for tree, paths in unit.trees]
+        # Where anything is asked, blanks are not computed.
+        trees = [found for found in every if found[2]] or every[:1]
         batch = _tokens([tree for tree, _, _ in trees])
         lines: list[Line] = []
         asked: list[tuple[Ints, Ints, Ints, Ints]] = []
