@@ -20,6 +20,7 @@ VERBS = {
     "compile": ("trainer.compile", "Search traces into rows to train on."),
     "score": ("trainer.score", "Rows with what a policy thinks of their tokens."),
     "train": ("trainer.train", "Rows into weights."),
+    "loop": ("trainer.loop.command", "All of it, round after round."),
     "publish": ("trainer.publish", "Weights to servers, past the gate."),
     "rollback": ("trainer.rollback", "An earlier version to servers."),
 }

@@ -4,7 +4,9 @@ TrainerError
 ├── DataError      a file, row or trace that cannot be used; the message names it
 ├── ConfigError    a setting; the message names the field and what is allowed
 ├── GateError      a candidate that is worse than what serves
-└── ReloadError    the server would not take the weights
+├── ReloadError    the server would not take the weights
+├── ServerError    a server that a loop asks cannot be reached, did not start, or refused
+└── TrainingError  a loop's training ended without a model
 """
 
 
@@ -25,4 +27,12 @@ class GateError(TrainerError):
 
 
 class ReloadError(TrainerError):
+    pass
+
+
+class ServerError(TrainerError):
+    pass
+
+
+class TrainingError(TrainerError):
     pass

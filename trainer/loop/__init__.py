@@ -1,0 +1,1 @@
+"""The closed loop: serve, search, compile, train, gate, publish, reload; and again."""

@@ -1,0 +1,101 @@
+"""From a round's traces to a model: compiled, mixed with demonstrations, trained in a process of
+its own, whose memory is free afterwards and which goes on where it was killed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.compile import Compile, Compiler
+from trainer.errors import DataError, TrainingError
+from trainer.held_out import HeldOut
+from trainer.loop.children import Children, size, tail
+from trainer.loop.config import Learning
+from trainer.loop.schedule import portion
+from trainer.loop.state import write_json
+from trainer.rows import read_header, read_rows, write_rows
+
+MODEL, REPORT = "model", "report.json"  # as `trainer.train` names them
+SHOWN = 2000  # characters of a log
+ROWS, BESIDE, CONFIG, LOG = "rows.parquet", "demonstrations.parquet", "train.json", "train.log"
+
+
+@dataclass(frozen=True, slots=True)
+class Learner:
+    """One model of one round, in a folder of its own."""
+
+    folder: Path
+    how: Learning
+    children: Children
+    seed: int
+
+    async def compile(
+        self, traces: Sequence[str], held_out: Sequence[HeldOut], profile: str | None
+    ) -> dict[str, Any]:
+        """Raises `DataError`: there is nothing to learn from, or traces cannot be used."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        settings = Compile(
+            objective=self.how.objective,
+            traces=tuple(traces),
+            out=self.folder / ROWS,
+            profile=profile,
+            held_out=tuple(held_out),
+        )
+        report = await asyncio.to_thread(Compiler(settings).run)
+        return report.as_dict()
+
+    async def mix(self, demonstrations: Path | None, turn: int) -> dict[str, Any]:
+        """Others of the demonstrations than the turn before had."""
+        if not self.how.demonstrations:
+            return {"rows": 0}
+        if demonstrations is None:
+            raise DataError("demonstrations: the tasks come with none; set tasks.demonstrations")
+        count = await asyncio.to_thread(self._mix, demonstrations, turn)
+        return {"rows": count}
+
+    def _mix(self, demonstrations: Path, turn: int) -> int:
+        header = read_header(demonstrations)
+        if header.kind != "tokens":
+            raise DataError(f"{demonstrations}: rows of {header.kind}; demonstrations are tokens")
+        size = sum(1 for _ in read_rows(demonstrations))
+        places = set(portion(size, self.how.demonstrations, turn, self.seed))
+        rows = (row for n, row in enumerate(read_rows(demonstrations)) if n in places)
+        write_rows(self.folder / BESIDE, header, rows)
+        return len(places)
+
+    async def train(self, begin: str) -> dict[str, Any]:
+        """From the model `begin`. Raises `TrainingError` with what the process said last."""
+        files = [self.folder / ROWS] + [self.folder / BESIDE] * bool(self.how.demonstrations)
+        output = self.folder / "run"
+        settings = {
+            "seed": self.seed,
+            **self.how.train,
+            "model": begin,
+            "rows": [str(file) for file in files],
+            "output": str(output),
+        }
+        config = self.folder / CONFIG
+        write_json(config, settings)  # JSON is YAML
+        head = self.how.launch or (sys.executable,)
+        log = self.folder / LOG
+        begun = size(log)
+        words = (*head, "-m", "trainer", "train", "--config", str(config))
+        async with self.children.started(*words, log=log) as process:
+            code = await process.wait()
+        if code or not (output / MODEL).is_dir():
+            raise TrainingError(f"training ended with {code}: {log}:\n{tail(log, begun)[-SHOWN:]}")
+        return {"folder": str(output), "begin": begin, **_report(output / REPORT)}
+
+
+def _report(file: Path) -> dict[str, Any]:
+    told = json.loads(file.read_text())
+    losses = [entry["loss"] for entry in told["log"] if "loss" in entry]
+    return {
+        **{name: told[name] for name in ("kind", "steps", "tokens", "rows") if name in told},
+        "loss": {"first": losses[0], "last": losses[-1]} if losses else None,
+    }

@@ -1,0 +1,244 @@
+"""A loop: rounds of search, training, gate, publication and measurement, each stage done once.
+
+    base      what serves first: its versions, and its figures
+    N/search  N/compile-policy N/train-policy N/gate-policy N/publish-policy
+              N/compile-prm    N/train-prm    N/gate-prm    N/publish-prm    N/evaluation
+
+A stage that is on record is skipped; one that was broken off goes on with the traces, rows of
+figures or checkpoints that it left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from server.published import Kind
+from trainer.errors import ConfigError, GateError
+from trainer.gate import check
+from trainer.held_out import HeldOut, Texts
+from trainer.loop import figures
+from trainer.loop.children import Children
+from trainer.loop.client import Client, connected
+from trainer.loop.config import Learning, Loop, Measure, TaskFiles
+from trainer.loop.learn import Learner
+from trainer.loop.measure import Measuring
+from trainer.loop.schedule import chosen
+from trainer.loop.search import Progress, Searches
+from trainer.loop.server import Server, ponder_serve
+from trainer.loop.standing import BASE, GATE, Standing
+from trainer.loop.state import Record, State
+from trainer.loop.tasks import Grading, Task, TaskSets
+from trainer.publish import check_finite, described, publish
+from trainer.reference.tasks import write as write_game24
+
+
+@dataclass
+class Rounds:
+    """`run` does what is left of a loop. Raises `TrainerError`."""
+
+    settings: Loop
+    server: Server
+    children: Children
+    state: State
+    grading: Grading
+    bar: Callable[[str], Progress]
+    say: Callable[[str], object]
+    tasks: TaskSets = field(init=False)
+
+    async def run(self) -> None:
+        await self._stage(BASE, self._base)
+        self.tasks = TaskSets.read(self._files())
+        await self.grading.ready((*self.tasks.train, *self.tasks.held_out, *self.tasks.gate))
+        if self.settings.gate:
+            await self._stage(GATE, partial(self._measure, "0", "gate"))
+        await self._stage("0/evaluation", partial(self._measure, "0", "evaluation"))
+        for number in range(1, self.settings.rounds + 1):
+            await self._round(number)
+
+    async def _round(self, number: int) -> None:
+        await self._stage(f"{number}/search", partial(self._search, number))
+        await self._learn(number, "policy", self.settings.policy[self._phase(number)])
+        if self.settings.prm is not None:
+            await self._learn(number, "prm", self.settings.prm)
+        await self._stage(f"{number}/evaluation", partial(self._measure, str(number), "evaluation"))
+        if problem := figures.write(self.state):
+            self.say(problem)
+
+    async def _learn(self, number: int, kind: Kind, how: Learning) -> None:
+        at = f"{number}/{{}}-{kind}"
+        learner = Learner(
+            self._folder(number) / kind, how, self.children, self.settings.seed + number
+        )
+        await self._stage(at.format("compile"), partial(self._compile, learner, number))
+        trained = await self._stage(at.format("train"), partial(self._train, learner, kind, number))
+        verdict = await self._stage(
+            at.format("gate"), partial(self._gate, number, kind, Path(trained["folder"]))
+        )
+        if verdict["accepted"]:
+            await self._stage(
+                at.format("publish"), partial(self._publish, kind, Path(trained["folder"]), verdict)
+            )
+
+    async def _stage(self, name: str, work: Callable[[], Any]) -> Record:
+        if (known := self.state.get(name)) is not None:
+            return known
+        record = await self.state.run(name, work)
+        self.say(f"{name}: {summary(record)}")
+        figures.write(self.state)
+        return record
+
+    # What the stages do.
+
+    async def _base(self) -> Record:
+        client = await self.server.client()
+        serving = await client.serving()
+        if self.settings.prm is not None and "prm" not in serving:
+            raise ConfigError("prm: the server has none to refresh")
+        lacking = [kind for kind, told in serving.items() if not told["folder"]]
+        if lacking:
+            raise ConfigError(f"serve: the {lacking[0]} is served elsewhere: exchange it there")
+        return {str(kind): told for kind, told in serving.items()}
+
+    async def _search(self, number: int) -> Record:
+        settings = self.settings
+        client = await self._serving()
+        tasks = chosen(self.tasks.train, settings.per_round, number - 1, settings.seed)
+        searches = Searches(
+            self._folder(number) / "traces",
+            settings.searches,
+            settings.seed * 1000 + number,
+            settings.at_once,
+            self.grading,
+        )
+        return await searches.run(client, tasks, self.bar(f"{number}/search"))
+
+    async def _compile(self, learner: Learner, number: int) -> Record:
+        first = max(1, number - learner.how.rounds + 1)
+        folders = [str(self._folder(n) / "traces") for n in range(first, number + 1)]
+        report = await learner.compile(
+            [*folders, *self.settings.also], self._kept_out(), self.settings.profile
+        )
+        mixed = await learner.mix(self.tasks.demonstrations, number - 1)
+        return {**report, "demonstrations": mixed["rows"]}
+
+    async def _train(self, learner: Learner, kind: Kind, number: int) -> Record:
+        await self.server.rest()
+        standing = self._standing
+        source: Kind = "policy" if learner.how.begin == "policy" else kind
+        begin = standing.base(kind) if learner.how.begin == "base" else standing.now()[source]
+        objective = learner.how.objective.kind
+        told: Record = {"objective": objective, **await learner.train(begin)}
+        return {"phase": self._phase(number), **told} if kind == "policy" else told
+
+    async def _gate(self, number: int, kind: Kind, run: Path) -> Record:
+        source, _ = described(run)
+        await asyncio.to_thread(check_finite, source)
+        gate = self.settings.gate
+        if gate is None:
+            return {"accepted": True}
+        before = self._standing.held()
+        async with self._taking({**self._standing.now(), kind: str(source)}) as client:
+            after = await self._measured(
+                client, f"{number}", f"gate-{kind}", gate.measure, self.tasks.gate
+            )
+        report = {"gate": gate.model_dump(mode="json"), "candidate": after, "serving": before}
+        try:
+            check(report, kind)
+        except GateError as error:
+            self.say(str(error))
+            return {**report, "accepted": False, "why": str(error)}
+        return {**report, "accepted": True}
+
+    async def _publish(self, kind: Kind, run: Path, verdict: Record) -> Record:
+        source, told = described(run)
+        report = {k: v for k, v in verdict.items() if k in ("gate", "candidate", "serving")}
+        root = self.settings.published
+        folder = await asyncio.to_thread(publish, root, source, kind, report or None, told)
+        client = await self.server.client()
+        await client.load({**self._standing.now(), kind: str(folder)})
+        return {"version": folder.name, "folder": str(folder.resolve())}
+
+    async def _measure(self, number: str, what: str) -> Record:
+        client = await self._serving()
+        if what == "gate":
+            assert self.settings.gate is not None
+            return await self._measured(
+                client, number, what, self.settings.gate.measure, self.tasks.gate
+            )
+        return await self._measured(
+            client, number, what, self.settings.evaluate, self.tasks.held_out
+        )
+
+    async def _measured(
+        self, client: Client, number: str, what: str, plan: Measure, tasks: Sequence[Task]
+    ) -> Record:
+        file = self._folder(int(number)) / f"{what}.jsonl"
+        measuring = Measuring(file, plan, self.grading)
+        return await measuring.run(client, tasks, self.bar(f"{number}/{what}"))
+
+    # What they need to know.
+
+    async def _serving(self) -> Client:
+        """The server, once it serves what was promoted last."""
+        client = await self.server.client()
+        await client.load(self._standing.now())
+        return client
+
+    @asynccontextmanager
+    async def _taking(self, wanted: dict[Kind, str]) -> AsyncIterator[Client]:
+        """A server that serves these for a while: ours, or one beside it."""
+        assert self.settings.gate is not None
+        config = self.settings.gate.config
+        if config is None:
+            client = await self.server.client()
+            await client.load(wanted)
+            yield client
+            return
+        seconds = self.settings.serve.seconds
+        folder = self.state.folder / "gate"
+        folder.mkdir(exist_ok=True)
+        async with (
+            ponder_serve(config, {}, folder, self.children, seconds) as (url, key),
+            connected(url, key) as client,
+        ):
+            await client.load(wanted)
+            yield client
+
+    def _files(self) -> TaskFiles:
+        tasks = self.settings.tasks
+        if isinstance(tasks, TaskFiles):
+            return tasks
+        folder = self.state.folder / "tasks"
+        return write_game24(tasks, folder, self._standing.base("policy"), self.settings.seed)
+
+    def _kept_out(self) -> tuple[HeldOut, ...]:
+        """Rules of the compiler, our own tasks among them."""
+        file = self.state.folder / "held_out.txt"
+        file.write_text("".join(f"{line}\n" for line in self.tasks.kept_out()))
+        return (*self.settings.held_out, Texts(file=file))
+
+    def _folder(self, number: int) -> Path:
+        return self.state.folder / f"round-{number:02d}"
+
+    @property
+    def _standing(self) -> Standing:
+        return Standing(self.state.stages)
+
+    def _phase(self, number: int) -> int:
+        phases = len(self.settings.policy)
+        return self._standing.phase(number, self.settings.plateau, phases)
+
+
+def summary(record: Record) -> str:
+    """The plain figures of a record, a candidate's among them."""
+    both = {**record.get("candidate", {}), **record}
+    plain = {k: v for k, v in both.items() if isinstance(v, int | float | str | bool)}
+    return ", ".join(
+        f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in plain.items()
+    )

@@ -1,0 +1,55 @@
+"""What the records of a loop's stages say of where it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from server.published import KINDS, Kind
+from trainer.gate import PASS
+from trainer.loop.schedule import phase
+from trainer.loop.state import Record
+
+BASE, GATE = "0/base", "0/gate"
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    stages: Mapping[str, Record]
+
+    def base(self, kind: Kind) -> str:
+        """The folder that served at first."""
+        return str(self.stages[BASE][kind]["folder"])
+
+    def now(self) -> dict[Kind, str]:
+        """The folders of what serves: as promoted last, else the base."""
+        serving: dict[Kind, str] = {k: self.base(k) for k in KINDS if k in self.stages[BASE]}
+        for name, record in self.stages.items():
+            for kind in KINDS:
+                if name.endswith(f"/publish-{kind}"):
+                    serving[kind] = str(record["folder"])
+        return serving
+
+    def held(self) -> Record:
+        """The gate's figures of what serves: of the candidate accepted last, else the base's."""
+        accepted = [
+            record["candidate"]
+            for name, record in self.stages.items()
+            if "/gate-" in name and record["accepted"]
+        ]
+        return accepted[-1] if accepted else self.stages[GATE]
+
+    def risen(self, rounds: int) -> list[float]:
+        """pass@1 of the base and after each of so many rounds, as the gate measured it; where
+        nothing was promoted it is what it was. Without a gate, as it was measured at last."""
+        if GATE not in self.stages:
+            return [self.stages[f"{n}/evaluation"][PASS] for n in range(rounds + 1)]
+        figures = [self.stages[GATE][PASS]]
+        for n in range(1, rounds + 1):
+            verdict = self.stages[f"{n}/gate-policy"]
+            figures.append(verdict["candidate"][PASS] if verdict["accepted"] else figures[-1])
+        return figures
+
+    def phase(self, number: int, plateau: float, phases: int) -> int:
+        """Of round `number`, from 1 on."""
+        return phase(self.risen(number - 1), plateau, phases)
