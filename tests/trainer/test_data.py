@@ -183,6 +183,7 @@ def test_a_blank_adds_nothing(tmp_path: Path) -> None:
     with_blank, alone = Collator(3)([units[BLANK], units[0]]), Collator(3)([units[0]])
     assert with_blank["weights"].equal(alone["weights"])
     assert with_blank["ce"].equal(alone["ce"])
+    assert with_blank["input_ids"].equal(alone["input_ids"])  # nor is it computed
 
 
 def prepared(model: Path, tmp_path: Path, rows: list[Row], **more: Any) -> dict[str, Any]:
