@@ -19,7 +19,7 @@ from server.traces.codec import decode
 from server.traces.schema import Trace
 from trainer.errors import ReloadError, ServerError
 
-TRIES, PAUSE = 6, 2.0  # seconds, and twice that after each further try
+PAUSE = 2.0  # seconds, and twice that after each further try
 BUSY = (429, 502, 503, 504)
 LONG = httpx.Timeout(10.0, read=1800.0)
 
@@ -27,6 +27,7 @@ LONG = httpx.Timeout(10.0, read=1800.0)
 @dataclass(frozen=True, slots=True)
 class Client:
     http: httpx.AsyncClient
+    tries: int = 6
 
     async def search(self, body: Mapping[str, Any]) -> Trace:
         """The trace of a search. Raises `ServerError`."""
@@ -58,7 +59,7 @@ class Client:
         self, method: str, path: str, body: Mapping[str, Any] | None = None
     ) -> httpx.Response:
         """Again after a while, where the server is busy or cannot be reached."""
-        for left in reversed(range(TRIES)):
+        for left in reversed(range(self.tries)):
             try:
                 reply = await self.http.request(method, path, json=body, timeout=LONG)
                 if reply.status_code not in BUSY or not left:
@@ -70,7 +71,7 @@ class Client:
                 if not left:
                     said = f"{type(error).__name__}: {error}"
                     raise ServerError(f"{self.http.base_url}{path}: {said}") from error
-            await asyncio.sleep(PAUSE * 2 ** (TRIES - 1 - left))
+            await asyncio.sleep(PAUSE * 2 ** (self.tries - 1 - left))
         raise AssertionError("unreachable")
 
 

@@ -18,6 +18,7 @@ from trainer.loop.config import Game24, TaskFiles
 from trainer.loop.tasks import Task, Turn, write_tasks
 from trainer.reference.demonstrations import Mixture, conversation, example
 from trainer.reference.puzzles import training
+from trainer.reference.tokenizer import prompt
 from trainer.rows import Header, TokenRow, write_rows
 
 EVERY = 10_000  # puzzles: more than there are
@@ -67,17 +68,13 @@ def task(puzzle: Puzzle) -> Task:
 def demonstrate(file: Path, count: int, policy: str, rng: Random) -> None:
     """Conversations with the recipe's demonstrator, on puzzles that may be learned from."""
     tokenizer, puzzles, rows = HFTokenizer(policy), training(), []
+    some = task(puzzles[0]).prompt.messages
+    if tokenizer.render(some) != tuple(prompt([m.content for m in some])):
+        raise DataError(f"{policy}: its tokenizer is not the reference pair's: no demonstrations")
     for number in range(count):
         puzzle = rng.choice(puzzles)
         made = example(conversation(puzzle, Mixture(), rng))
         ids = tuple(made.ids)
-        if (
-            number == 0
-            and tokenizer.render(task(puzzle).prompt.messages) != ids[: _asked(made.weight)]
-        ):
-            raise DataError(
-                f"{policy}: its tokenizer is not the reference pair's: no demonstrations"
-            )
         if max(ids) < len(tokenizer):
             rows.append(TokenRow(f"demonstration-{number}", str(puzzle), ids, ce=made.weight))
     header = Header(
@@ -89,8 +86,3 @@ def demonstrate(file: Path, count: int, policy: str, rng: Random) -> None:
         report={"conversations": count, "rows": len(rows)},
     )
     write_rows(file, header, rows)
-
-
-def _asked(weight: Iterable[float]) -> int:
-    """Tokens before the first that is learned."""
-    return next(n for n, w in enumerate(weight) if w)
