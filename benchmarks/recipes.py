@@ -28,6 +28,7 @@ from trainer.train import train
 CONFIGS = ROOT / "configs" / "train"
 BATCH = 64  # sequences a step
 BASE, CLONED = "base", "expert_iteration"
+LONGER = f"{CLONED}, twice as long"
 OBJECTIVES = (
     "sft",
     CLONED,
@@ -57,7 +58,7 @@ class Recipe:
 
 RECIPES = (
     *(Recipe(name, (Stage(name),)) for name in OBJECTIVES),
-    Recipe(f"{CLONED}, twice as long", (Stage(CLONED, times=2),)),
+    Recipe(LONGER, (Stage(CLONED, times=2),)),
     *(
         Recipe(f"{CLONED}, {name}{', fresh' * fresh}", (Stage(CLONED), Stage(name, fresh=fresh)))
         for fresh in (False, True)
