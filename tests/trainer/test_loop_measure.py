@@ -217,7 +217,9 @@ def test_the_plot_and_the_figures_of_all_rounds(tmp_path: Path) -> None:
         "1/evaluation": evaluation(pass_at_1=0.31),
         "2/search": {"traces": 4},
     }
-    assert figures.write(State(tmp_path, {"rounds": 3}, stages)) is None
+    state = State(tmp_path, {"rounds": 3}, stages)
+    figures.write(state)
+    assert figures.plot(figures.collected(state), tmp_path / "accuracy") is None
     told = json.loads((tmp_path / figures.JSON).read_text())
     assert [row["round"] for row in told["rounds"]] == [0, 1, 2]
     assert told["rounds"][1]["evaluation"]["pass_at_1"] == 0.31
@@ -226,5 +228,5 @@ def test_the_plot_and_the_figures_of_all_rounds(tmp_path: Path) -> None:
 
 
 def test_nothing_measured_is_no_plot(tmp_path: Path) -> None:
-    assert "no round was measured" in str(figures.write(State(tmp_path, {}, {})))
+    assert "no round was measured" in str(figures.plot([], tmp_path / "accuracy"))
     assert not list(tmp_path.glob("accuracy*"))

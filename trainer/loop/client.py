@@ -19,7 +19,6 @@ from server.traces.codec import decode
 from server.traces.schema import Trace
 from trainer.errors import ReloadError, ServerError
 
-PAUSE = 2.0  # seconds, and twice that after each further try
 BUSY = (429, 502, 503, 504)
 LONG = httpx.Timeout(10.0, read=1800.0)
 
@@ -28,6 +27,7 @@ LONG = httpx.Timeout(10.0, read=1800.0)
 class Client:
     http: httpx.AsyncClient
     tries: int = 6
+    pause: float = 2.0  # seconds, and twice that after each further try
 
     async def search(self, body: Mapping[str, Any]) -> Trace:
         """The trace of a search. Raises `ServerError`."""
@@ -71,7 +71,7 @@ class Client:
                 if not left:
                     said = f"{type(error).__name__}: {error}"
                     raise ServerError(f"{self.http.base_url}{path}: {said}") from error
-            await asyncio.sleep(PAUSE * 2 ** (self.tries - 1 - left))
+            await asyncio.sleep(self.pause * 2 ** (self.tries - 1 - left))
         raise AssertionError("unreachable")
 
 

@@ -24,11 +24,9 @@ def collected(state: State) -> list[dict[str, Any]]:
     return [{"round": number, **rounds[number]} for number in sorted(rounds)]
 
 
-def write(state: State) -> str | None:
-    """JSON and plot; why there is no plot, if there is none."""
-    rounds = collected(state)
-    write_json(state.folder / JSON, {"settings": state.settings, "rounds": rounds})
-    return plot(rounds, state.folder / PLOT)
+def write(state: State) -> None:
+    told = {"settings": state.settings, "rounds": collected(state)}
+    write_json(state.folder / JSON, told)
 
 
 def plot(rounds: Sequence[dict[str, Any]], into: Path) -> str | None:

@@ -57,7 +57,7 @@ class Rounds:
         await self.grading.ready((*self.tasks.train, *self.tasks.held_out, *self.tasks.gate))
         if self.settings.gate:
             await self._stage(GATE, partial(self._measure, "0", "gate"))
-        await self._stage("0/evaluation", partial(self._measure, "0", "evaluation"))
+        await self._evaluate(0)
         for number in range(1, self.settings.rounds + 1):
             await self._round(number)
 
@@ -66,8 +66,12 @@ class Rounds:
         await self._learn(number, "policy", self.settings.policy[self._phase(number)])
         if self.settings.prm is not None:
             await self._learn(number, "prm", self.settings.prm)
+        await self._evaluate(number)
+
+    async def _evaluate(self, number: int) -> None:
         await self._stage(f"{number}/evaluation", partial(self._measure, str(number), "evaluation"))
-        if problem := figures.write(self.state):
+        problem = figures.plot(figures.collected(self.state), self.state.folder / figures.PLOT)
+        if problem:
             self.say(problem)
 
     async def _learn(self, number: int, kind: Kind, how: Learning) -> None:

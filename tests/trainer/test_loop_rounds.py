@@ -1,0 +1,227 @@
+"""Whole loops over fakes: what is promoted, what is refused, and that a kill changes nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from server.published import promoted
+from server.reward.verifiers import Regex
+from server.search import BestOfN
+from tests.exchanging import Device, FakePolicy
+from tests.fakes import EOS, FakeStream
+from tests.serving import PROFILE, serving, world
+from tests.trainer.test_loop_tasks import task
+from trainer.loop import figures
+from trainer.loop.children import Children
+from trainer.loop.config import Gate, Learning, Loop, Measure, Serve, TaskFiles
+from trainer.loop.learn import Learner
+from trainer.loop.rounds import Rounds
+from trainer.loop.search import Progress
+from trainer.loop.server import Server
+from trainer.loop.state import Record, State
+from trainer.loop.tasks import Grading, write_tasks
+from trainer.objectives.expert_iteration import ExpertIteration
+from trainer.objectives.reinforce import Reinforce
+from trainer.publish import MODEL, REPORT, SETTINGS
+
+KEY = "the admin's"
+RIGHT = Regex(kind="regex", pattern="0")
+SKILL = "skill.json"  # how many of ten answers are right, beside the weights
+
+
+@dataclass
+class Skilled(FakePolicy):
+    """As good as the folder that it serves says."""
+
+    def stream(self, *args: Any, **options: Any) -> FakeStream:
+        stream = super().stream(*args, **options)
+        skill = json.loads((self.home / SKILL).read_text())
+        if stream.ids[-1] == EOS:
+            stream.ids[-2] = ord("0" if (options["seed"] or 0) % 10 < skill else "3")
+        return stream
+
+
+def weights(folder: Path, skill: int) -> Path:
+    folder.mkdir(parents=True)
+    (folder / SKILL).write_text(json.dumps(skill))
+    (folder / "config.json").write_text(json.dumps({"skill": skill}))
+    save_file({"w": torch.full((1,), float(skill))}, folder / "model.safetensors")
+    return folder
+
+
+def silent(name: str) -> Progress:
+    return lambda done, total: None
+
+
+class Killed(Exception):
+    pass
+
+
+@dataclass
+class Drilled(Rounds):
+    """Training is a number for each round: the skill that comes out."""
+
+    skills: tuple[int, ...] = ()
+    trained: list[tuple[int, str, str]] = field(default_factory=list)
+
+    async def _train(self, learner: Learner, kind: Any, number: int) -> Record:
+        begin = self._standing.base(kind) if learner.how.begin == "base" else "serving"
+        self.trained.append((number, learner.how.objective.kind, Path(begin).name))
+        run = learner.folder / "run"
+        if not run.exists():
+            weights(run / MODEL, self.skills[number - 1])
+            (run / SETTINGS).write_text(json.dumps({"model": begin}))
+            (run / REPORT).write_text(json.dumps({"steps": 1, "log": []}))
+        return {"folder": str(run), "objective": learner.how.objective.kind}
+
+
+def loop_of(folder: Path, **changes: Any) -> Loop:
+    for name in ("train", "held_out", "gate"):
+        count = 12 if name == "train" else 5
+        write_tasks(folder / name, [task(f"{name}{n}", verify=RIGHT) for n in range(count)])
+    measure = Measure(samples=8, search=BestOfN(n=4), greedy=False)
+    values: dict[str, Any] = {
+        "out": folder / "out",
+        "rounds": 3,
+        "serve": Serve(config=folder / "unused.yaml"),
+        "tasks": TaskFiles(
+            train=folder / "train", held_out=folder / "held_out", gate=folder / "gate"
+        ),
+        "per_round": 4,
+        "searches": ({"ask": {"strategy": {"kind": "vote", "n": 8}}},),
+        "policy": (
+            Learning(objective=ExpertIteration()),
+            Learning(objective=Reinforce(constant=True), begin="serving"),
+        ),
+        "gate": Gate(measure=measure, tolerance=0.05),
+        "evaluate": measure,
+        "plateau": 5.0,
+    }
+    return Loop.model_validate(values | changes)
+
+
+@asynccontextmanager
+async def drilled(loop: Loop, skills: tuple[int, ...], dies: int = 0) -> AsyncIterator[Drilled]:
+    """A loop against a server of its own; `dies`: so many stages on it is killed."""
+    home = loop.out.parent / "v1"
+    if not home.exists():
+        weights(home, 3)
+    loop.out.mkdir(exist_ok=True)
+    said: list[str] = []
+
+    def say(text: str) -> None:
+        said.append(text)
+        if len(said) == dies:
+            raise Killed
+
+    policy = Skilled(pace=1e-4, home=home, device=Device("v1"))
+    parts = world(engine=policy, server={"admin_keys": [KEY]})
+    async with serving(parts) as (host, port):
+        url = Serve.model_construct(url=f"http://{host}:{port}", config=None, idle=True)
+        children = Children(loop.out)
+        server = Server(url, loop.out, children, KEY)
+        state = State.load(loop.out, json.loads(loop.model_dump_json()))
+        grading = Grading(PROFILE)
+        rounds = Drilled(
+            loop,
+            server,
+            children,
+            state,
+            grading,
+            lambda name: lambda done, total: None,
+            say,
+            skills,
+        )
+        try:
+            yield rounds
+        finally:
+            await server.close()
+            await grading.close()
+
+
+async def ran(loop: Loop, skills: tuple[int, ...]) -> tuple[dict[str, Record], Drilled]:
+    async with drilled(loop, skills) as rounds:
+        await rounds.run()
+    return rounds.state.stages, rounds
+
+
+async def test_each_round_that_is_better_is_promoted(tmp_path: Path) -> None:
+    stages, rounds = await ran(loop_of(tmp_path), (6, 8, 9))
+    shares = [stages[f"{n}/evaluation"]["pass_at_1"] for n in range(4)]
+    assert shares == sorted(shares) and shares[0] < 0.5 < 0.8 < shares[-1]
+    versions = [stages[f"{n}/evaluation"]["versions"]["policy"] for n in range(4)]
+    published = [p.version for p in promoted(tmp_path / "out" / "weights", "policy")]
+    assert versions == ["v1", *published] and len(set(versions)) == 4
+    assert {kind for _, kind, _ in rounds.trained} == {"expert_iteration"}
+    assert {begin for *_, begin in rounds.trained} == {"v1"}, "each round anew from the base"
+    # What a round searches with is what the one before it published.
+    assert stages["2/search"]["versions"] == [published[0]]
+    asked = [json.loads((tmp_path / "out" / figures.JSON).read_text())["rounds"]]
+    assert len(asked[0]) == 4
+
+
+async def test_what_is_worse_is_refused_and_what_served_goes_on(tmp_path: Path) -> None:
+    stages, rounds = await ran(loop_of(tmp_path), (8, 1, 9))
+    assert not stages["2/gate-policy"]["accepted"]
+    assert "is not promoted" in stages["2/gate-policy"]["why"]
+    assert "2/publish-policy" not in stages
+    first = stages["1/publish-policy"]["version"]
+    assert stages["2/evaluation"]["versions"]["policy"] == first
+    assert stages["3/search"]["versions"] == [first]
+    assert stages["3/gate-policy"]["serving"] == stages["1/gate-policy"]["candidate"]
+    assert [p.version for p in promoted(tmp_path / "out" / "weights", "policy")] == [
+        first,
+        stages["3/publish-policy"]["version"],
+    ]
+    # The round that was refused gained nothing: the next one learns in another way.
+    assert rounds.trained[-1] == (3, "reinforce", "serving")
+
+
+async def test_a_plateau_is_the_end_of_a_phase(tmp_path: Path) -> None:
+    _, rounds = await ran(loop_of(tmp_path), (8, 8, 9))
+    assert [kind for _, kind, _ in rounds.trained] == [
+        "expert_iteration",
+        "expert_iteration",
+        "reinforce",
+    ]
+
+
+async def test_without_a_gate_everything_is_promoted(tmp_path: Path) -> None:
+    stages, _ = await ran(loop_of(tmp_path, gate=None, rounds=2), (8, 1))
+    assert stages["2/publish-policy"]["version"] == stages["2/evaluation"]["versions"]["policy"]
+    assert "0/gate" not in stages
+
+
+@pytest.mark.parametrize("dies", [2, 7, 12])
+async def test_a_kill_after_any_stage_changes_nothing(tmp_path: Path, dies: int) -> None:
+    for name in ("whole", "part"):
+        (tmp_path / name).mkdir()
+    whole, _ = await ran(loop_of(tmp_path / "whole", rounds=2), (6, 8))
+    loop = loop_of(tmp_path / "part", rounds=2)
+    with pytest.raises(Killed):
+        async with drilled(loop, (6, 8), dies=dies) as rounds:
+            await rounds.run()
+    begun = json.loads(json.dumps(rounds.state.stages))
+    stages, again = await ran(loop, (6, 8))
+    assert {name: stages[name] for name in begun} == begun
+    assert told(stages) == told(whole)
+    assert len(again.trained) == 2 - sum("/train-" in name for name in begun)
+
+
+def told(stages: dict[str, Record]) -> dict[str, Any]:
+    """What may not differ: all but seconds and places."""
+    return {
+        name: {
+            k: v for k, v in record.items() if k in ("pass_at_1", "right", "accepted", "version")
+        }
+        for name, record in stages.items()
+    }
