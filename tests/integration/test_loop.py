@@ -21,7 +21,7 @@ from server.published import KINDS, manifest_of, promoted, verify
 from server.traces import compact
 from trainer import weights
 from trainer.config import TrainConfig
-from trainer.loop.children import MARK
+from trainer.loop.children import writes_below
 
 pytestmark = pytest.mark.vllm
 
@@ -95,12 +95,12 @@ def sessions(out: Path) -> list[int]:
     return list(json.loads(file.read_text())["sessions"]) if file.exists() else []
 
 
-def marked() -> list[psutil.Process]:
+def writing(out: Path) -> list[psutil.Process]:
     """What loops have running."""
     found = []
     for process in psutil.process_iter():
         try:
-            if MARK in process.environ() and process.status() != psutil.STATUS_ZOMBIE:
+            if writes_below(process, out):
                 found.append(process)
         except psutil.Error:
             continue
@@ -109,7 +109,6 @@ def marked() -> list[psutil.Process]:
 
 async def test_a_loop_that_is_killed_while_it_trains_goes_on(tmp_path: Path) -> None:
     out = tmp_path / "loop"
-    before = {p.pid for p in marked()}
     async with loop(tmp_path) as process:
         while not (out / "round-01" / "policy" / "run").exists():
             assert process.returncode is None, (tmp_path / "log").read_text()[-2000:]
@@ -119,12 +118,13 @@ async def test_a_loop_that_is_killed_while_it_trains_goes_on(tmp_path: Path) -> 
     done, left = stages(out), sessions(out)
     assert "1/compile-policy" in done and "1/train-policy" not in done
     assert len(left) == 2, "a server and a training"
+    assert len(writing(out)) >= 4, "with its two engines"
 
     async with loop(tmp_path) as process:
         assert await process.wait() == 0, (tmp_path / "log").read_text()[-2000:]
     ended = stages(out)
     assert {name: ended[name] for name in done} == done, "nothing was done again"
-    assert {p.pid for p in marked()} <= before, "no process is left over"
+    assert not writing(out), "no process is left over"
     check_round(out, ended)
 
 

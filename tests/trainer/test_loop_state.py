@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from trainer.errors import ConfigError, DataError
-from trainer.loop.children import FILE, MARK, Children, members, tail
+from trainer.loop.children import FILE, Children, members, tail
 from trainer.loop.state import FILE as STATE
 from trainer.loop.state import State, alone
 
@@ -79,8 +79,8 @@ async def test_a_process_and_its_own_end_with_the_block(tmp_path: Path) -> None:
     async with children.started(sys.executable, "-c", nested, log=tmp_path / "log") as process:
         await said(tmp_path / "log", "up")
         told = json.loads((tmp_path / FILE).read_text())
-        assert told == {"mark": children.mark, "sessions": [process.pid]}
-        both = members(process.pid, children.mark)
+        assert told == {"sessions": [process.pid]}
+        both = members(process.pid, tmp_path)
         assert len(both) == 2
     _, alive = await asyncio.to_thread(psutil.wait_procs, both, 10)
     assert not alive
@@ -88,12 +88,18 @@ async def test_a_process_and_its_own_end_with_the_block(tmp_path: Path) -> None:
 
 
 async def test_what_a_killed_loop_left_is_ended(tmp_path: Path) -> None:
-    left = Children(tmp_path)
-    log = tmp_path / "log"
-    async with left.started(sys.executable, "-c", SLEEPS, log=log) as process:
+    """Also what has another environment by now, and whose parent is gone."""
+    left, log = Children(tmp_path), tmp_path / "log"
+    nested = (
+        "import os, subprocess, sys;"
+        f"subprocess.Popen([sys.executable, '-c', {SLEEPS!r}], env={{'PATH': '/bin'}})"
+    )
+    async with left.started(sys.executable, "-c", nested, log=log) as process:
+        await process.wait()
         await said(log, "up")
+        (orphan,) = members(process.pid, tmp_path)
         assert await asyncio.to_thread(Children(tmp_path).reap) == 1
-        assert await process.wait() == -9
+        assert not orphan.is_running() or orphan.status() == psutil.STATUS_ZOMBIE
     assert Children(tmp_path).reap() == 0
 
 
@@ -102,8 +108,7 @@ async def test_a_number_that_another_process_has_now_is_left_alone(tmp_path: Pat
         *(sys.executable, "-c", SLEEPS), start_new_session=True
     )
     try:
-        told = {"mark": "that of an earlier loop", "sessions": [innocent.pid]}
-        (tmp_path / FILE).write_text(json.dumps(told))
+        (tmp_path / FILE).write_text(json.dumps({"sessions": [innocent.pid]}))
         assert Children(tmp_path).reap() == 0
         assert innocent.returncode is None
         assert psutil.pid_exists(innocent.pid)
@@ -114,8 +119,9 @@ async def test_a_number_that_another_process_has_now_is_left_alone(tmp_path: Pat
 
 async def test_a_process_begins_only_when_it_is_on_record(tmp_path: Path) -> None:
     """If we are gone before, the line that it waits for never comes."""
-    code = f"import os; print(os.environ[{MARK!r}], flush=True)"
-    children = Children(tmp_path)
-    async with children.started(sys.executable, "-c", code, log=tmp_path / "log") as process:
+    code = f"print(open({str(tmp_path / FILE)!r}).read(), flush=True)"
+    async with Children(tmp_path).started(
+        sys.executable, "-c", code, log=tmp_path / "log"
+    ) as process:
         assert await process.wait() == 0
-    assert tail(tmp_path / "log").strip() == children.mark
+    assert json.loads(tail(tmp_path / "log")) == {"sessions": [process.pid]}

@@ -1,8 +1,10 @@
 """Processes that end with the loop; what one that was killed left running, the next one ends.
 
-Each is the head of a session and a process group of its own, and knows the loop's mark by its
-environment. It is written down before it begins: until then it waits for a line from us, which
-never comes if we are gone.
+Each is the head of a session and a process group of its own, and says all that it has to say to a
+log in the loop's folder, by which it is known again: session numbers are used more than once, and
+what a process is called or finds in its environment may be overwritten (vLLM's engines do that). It
+is written down before it begins: until then it waits for a line from us, which never comes if we
+are gone.
 """
 
 from __future__ import annotations
@@ -17,14 +19,12 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from uuid import uuid4
 
 import psutil
 
 from trainer.loop.state import write_json
 
 FILE = "children.json"
-MARK = "TRAINER_LOOP_MARK"
 WAITS = ("/bin/sh", "-c", 'read -r go && exec "$@" </dev/null', "sh")
 SECONDS = 60.0  # to end when asked to, before it is killed
 
@@ -32,7 +32,6 @@ SECONDS = 60.0  # to end when asked to, before it is killed
 @dataclass
 class Children:
     folder: Path
-    mark: str = field(default_factory=lambda: uuid4().hex)
     _running: set[int] = field(default_factory=set)
 
     def reap(self) -> int:
@@ -41,7 +40,7 @@ class Children:
         if not file.exists():
             return 0
         left = json.loads(file.read_text())
-        found = [p for pid in left["sessions"] for p in members(pid, left["mark"])]
+        found = [p for session in left["sessions"] for p in members(session, self.folder)]
         for process in found:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -53,7 +52,8 @@ class Children:
     async def started(
         self, *command: str, log: Path, environment: Mapping[str, str] | None = None
     ) -> AsyncIterator[Process]:
-        """The process; its output is appended to `log`. It and its like are gone afterwards."""
+        """The process; its output is appended to `log`, which lies below our folder. It and what
+        it has started are gone afterwards."""
         with log.open("ab") as output:
             process = await create_subprocess_exec(
                 *WAITS,
@@ -61,7 +61,7 @@ class Children:
                 stdin=PIPE,
                 stdout=output,
                 stderr=output,
-                env={**os.environ, **(environment or {}), MARK: self.mark},
+                env={**os.environ, **(environment or {})},
                 start_new_session=True,
             )
         try:
@@ -93,19 +93,25 @@ class Children:
         (self._running.add if running else self._running.discard)(pid)
         file = self.folder / FILE
         if self._running:
-            write_json(file, {"mark": self.mark, "sessions": sorted(self._running)})
+            write_json(file, {"sessions": sorted(self._running)})
         else:
             file.unlink(missing_ok=True)
 
 
-def members(session: int, mark: str) -> list[psutil.Process]:
-    """The processes of a session that have the mark; another may have its number by now."""
+def members(session: int, folder: Path) -> list[psutil.Process]:
+    """The processes of a session that write to a file below the folder."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, ProcessLookupError, PermissionError):
-            if os.getsid(process.pid) == session and process.environ().get(MARK) == mark:
+            if os.getsid(process.pid) == session and writes_below(process, folder):
                 found.append(process)
     return found
+
+
+def writes_below(process: psutil.Process, folder: Path) -> bool:
+    """Raises `psutil.Error` where that cannot be seen."""
+    root = folder.resolve()
+    return any(Path(file.path).is_relative_to(root) for file in process.open_files())
 
 
 def size(log: Path) -> int:
