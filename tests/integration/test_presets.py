@@ -75,6 +75,6 @@ async def run(parts: World, **how: object) -> Outcome:
     ask: Ask = parts.service.prepare(
         messages=[Message("user", QUESTIONS[0])],
         seed=1,
-        **how,  # type: ignore[arg-type]
+        **how,
     )
     return await parts.service.reason(ask)
