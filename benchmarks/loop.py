@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import FOLDER, Report, arguments
+from trainer.errors import TrainerError
 from trainer.loop import figures
 from trainer.loop.command import run
 from trainer.loop.config import Loop
@@ -32,7 +33,8 @@ QUICK = (
     "per_round=12",
     "tasks={kind: game24, held_out: 12, gate: 8, demonstrations: 100}",
     "policy=[{objective: {kind: expert_iteration}, demonstrations: 30,"
-    " train: {steps: 4, batch: 16, micro_batch: 16, off_policy: null}}]",
+    " train: {steps: 4, batch: 16, micro_batch: 16, off_policy: null,"
+    " optimizer: {learning_rate: 5e-4}}}]",
     "prm.train={steps: 4, batch: 16, micro_batch: 16}",
     "evaluate.samples=4",
 )
@@ -90,7 +92,10 @@ def main() -> None:
     chosen = read_options()
     settings = settings_of(chosen)
     report = Report("loop", quick=chosen.quick, settings=json.loads(settings.model_dump_json()))
-    asyncio.run(run(settings))
+    try:
+        asyncio.run(run(settings))
+    except TrainerError as error:
+        raise SystemExit(f"loop: {error}") from error
     told = json.loads((settings.out / figures.JSON).read_text())["rounds"]
     rounds = [one for one in told if "evaluation" in one and one["round"] <= settings.rounds]
     rows = [row_of(one, settings.evaluate.samples) for one in rounds]

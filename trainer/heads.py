@@ -107,6 +107,8 @@ def _load(score: nn.Module, source: str) -> None:
         for key, value in found.items()
         if key.startswith("score.")
     }
+    if isinstance(score, nn.Linear) and "bias" not in state:
+        score.register_parameter("bias", None)  # it was trained without one, and is served so
     try:
         score.load_state_dict(state)
     except RuntimeError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ import pytest
 from server import asking
 from tests.scripted import Scripted, document, free_port, refusal, serving
 from tests.trainer import tiny
+from trainer import weights
 from trainer.errors import DataError, ServerError, TrainingError
 from trainer.loop.children import Children
 from trainer.loop.client import Client
 from trainer.loop.config import Learning
-from trainer.loop.learn import BESIDE, ROWS, Learner
+from trainer.loop.learn import BESIDE, ROWS, Learner, head_of
 from trainer.loop.server import flat, ponder_serve
 from trainer.objectives.expert_iteration import ExpertIteration
 from trainer.rows import TokenRow, read_header, read_rows
@@ -52,11 +54,45 @@ async def test_no_demonstrations_are_asked_for(tmp_path: Path) -> None:
     assert await learner(tmp_path).mix(None, 0) == {"rows": 0}
 
 
+@pytest.mark.parametrize(
+    ("name", "labels", "expected"),
+    [
+        ("Qwen2ForProcessRewardModel", 2, {"kind": "process"}),
+        ("LlamaForTokenClassification", 1, {"kind": "token", "labels": 1}),
+        ("LlamaForTokenClassification", 2, {"kind": "token", "labels": 2}),
+        ("LlamaForSequenceClassification", 1, {"kind": "sequence"}),
+    ],
+)
+def test_a_reward_model_keeps_its_head(
+    tmp_path: Path, name: str, labels: int, expected: dict[str, Any]
+) -> None:
+    said = {str(n): f"LABEL_{n}" for n in range(labels)}
+    config = {"model_type": "llama", "architectures": [name], "id2label": said}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert head_of(str(tmp_path)) == expected
+
+
+def test_a_policy_has_no_head_to_keep() -> None:
+    with pytest.raises(DataError, match="LlamaForCausalLM"):
+        head_of(str(tiny.REFERENCE))
+
+
+def test_a_head_without_a_bias_stays_so(model: Path, tmp_path: Path) -> None:
+    """As it is served: weights that go in its place have the same tensors."""
+    config = tiny.config(model, tmp_path / "rows", tmp_path / "run", head={"kind": "token"})
+    made = weights.load_reward(str(model), config)
+    state = {name: x for name, x in made.state_dict().items() if name != "score.bias"}
+    assert len(state) < len(made.state_dict())
+    weights.save(tmp_path / "prm", made, state, config, "scores")
+    again = weights.load_reward(str(tmp_path / "prm"), config)
+    assert again.state_dict().keys() == state.keys()
+
+
 async def test_a_training_that_fails_says_why(tmp_path: Path) -> None:
     one = learner(tmp_path, train={"steps": 1})
     (one.folder / ROWS).write_bytes(b"no rows")
     with pytest.raises(TrainingError, match="not a whole Parquet file"):
-        await one.train(str(tiny.REFERENCE))
+        await one.train(str(tiny.REFERENCE), str(tiny.REFERENCE))
 
 
 async def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ class Game24(Frozen):
 
     kind: Literal["game24"] = "game24"
     train: int | None = Field(None, ge=1, description="puzzles; all that may be learned, if unset")
+    largest: int = Field(13, ge=10, le=16, description="number in a puzzle to learn from")
     held_out: int = Field(200, ge=1, le=272)
     gate: int = Field(64, ge=1, le=128, description="held out, too, and not among those")
     demonstrations: int = Field(4000, ge=0)

@@ -19,6 +19,7 @@ from trainer.loop.config import Learning
 from trainer.loop.schedule import portion
 from trainer.loop.state import write_json
 from trainer.rows import read_header, read_rows, write_rows
+from trainer.weights import config_of
 
 MODEL, REPORT = "model", "report.json"  # as `trainer.train` names them
 SHOWN = 2000  # characters of a log
@@ -68,12 +69,14 @@ class Learner:
         write_rows(self.folder / BESIDE, header, rows)
         return len(places)
 
-    async def train(self, begin: str) -> dict[str, Any]:
-        """From the model `begin`. Raises `TrainingError` with what the process said last."""
+    async def train(self, begin: str, like: str) -> dict[str, Any]:
+        """From the model `begin`; a reward model gets the head that `like` has, unless the settings
+        ask for another. Raises `TrainingError` with what the process said last."""
         files = [self.folder / ROWS] + [self.folder / BESIDE] * bool(self.how.demonstrations)
         output = self.folder / "run"
         settings = {
             "seed": self.seed,
+            **({"head": head_of(like)} if self.how.objective.makes == "scores" else {}),
             **self.how.train,
             "model": begin,
             "rows": [str(file) for file in files],
@@ -90,6 +93,19 @@ class Learner:
         if code or not (output / MODEL).is_dir():
             raise TrainingError(f"training ended with {code}: {log}:\n{tail(log, begun)[-SHOWN:]}")
         return {"folder": str(output), "begin": begin, **_report(output / REPORT)}
+
+
+def head_of(model: str) -> dict[str, Any]:
+    """The settings of the head that a reward model has. Raises `DataError`."""
+    config = config_of(model)
+    (name,) = list(config.architectures or ()) or ("",)
+    if name.endswith("ForProcessRewardModel"):
+        return {"kind": "process"}
+    if name.endswith("ForTokenClassification"):
+        return {"kind": "token", "labels": config.num_labels}
+    if name.endswith("ForSequenceClassification"):
+        return {"kind": "sequence"}
+    raise DataError(f"model {model}: architectures: {name or 'none'}: its head is not known")
 
 
 def _report(file: Path) -> dict[str, Any]:

@@ -137,7 +137,8 @@ class Rounds:
         source: Kind = "policy" if learner.how.begin == "policy" else kind
         begin = standing.base(kind) if learner.how.begin == "base" else standing.now()[source]
         objective = learner.how.objective.kind
-        told: Record = {"objective": objective, **await learner.train(begin)}
+        like = standing.now()[kind]
+        told: Record = {"objective": objective, **await learner.train(begin, like)}
         return {"phase": self._phase(number), **told} if kind == "policy" else told
 
     async def _gate(self, number: int, kind: Kind, run: Path) -> Record:

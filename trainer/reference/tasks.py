@@ -36,7 +36,7 @@ def write(settings: Game24, folder: Path, policy: str, seed: int) -> TaskFiles:
     )
     assert files.gate is not None
     measured = held_out(settings.held_out)
-    rng, learned = Random(seed), training()
+    rng, learned = Random(seed), training(settings.largest)
     learned = rng.sample(learned, min(len(learned), settings.train or EVERY))
     for file, puzzles in (
         (files.train, learned),
