@@ -6,7 +6,7 @@ import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -15,6 +15,8 @@ from server.reward.verifiers.countdown import Countdown
 from server.types import Message
 from trainer.errors import DataError
 from trainer.held_out import GAME24, Game24, draw
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class Problem(BaseModel):
@@ -72,15 +74,20 @@ class Questions(BaseModel):
         return problems
 
     def _problem(self, number: int, line: str) -> Problem:
-        try:
-            # By its JSON form, strictly: a list for a tuple, but no "1" for a 1.
-            return Problem.model_validate_json(json.dumps(json.loads(line)), strict=True)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            place = ".".join(map(str, first["loc"]))
-            raise DataError(f"{self.file}:{number}: {place}: {first['msg']}") from None
-        except ValueError as error:
-            raise DataError(f"{self.file}:{number}: not JSON: {error}") from None
+        return parsed(Problem, line, f"{self.file}:{number}")
+
+
+def parsed(model: type[Model], line: str, where: str) -> Model:
+    """A line of JSON. Raises `DataError` with `where` and the field."""
+    try:
+        # By its JSON form, strictly: a list for a tuple, but no "1" for a 1.
+        return model.model_validate_json(json.dumps(json.loads(line)), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise DataError(f"{where}: {place}: {first['msg']}") from None
+    except ValueError as error:
+        raise DataError(f"{where}: not JSON: {error}") from None
 
 
 Problems = Annotated[Puzzles | Questions, Field(discriminator="kind")]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from server.errors import PonderError
 from server.profiles import Profile, choose
@@ -19,6 +18,7 @@ from server.types import Message, Prompt
 from trainer.errors import DataError
 from trainer.loop.config import TaskFiles
 from trainer.node import Node
+from trainer.problems import parsed
 from trainer.tree import Tree
 
 
@@ -73,7 +73,7 @@ def read_tasks(file: Path) -> list[Task]:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: {error}") from error
-    tasks = [_task(line, f"{file}:{n}") for n, line in enumerate(lines, 1) if line.strip()]
+    tasks = [parsed(Task, line, f"{file}:{n}") for n, line in enumerate(lines, 1) if line.strip()]
     if not tasks:
         raise DataError(f"{file}: no tasks")
     seen: set[str] = set()
@@ -82,18 +82,6 @@ def read_tasks(file: Path) -> list[Task]:
             raise DataError(f"{file}: id: {task.id!r} stands there twice")
         seen.add(task.id)
     return tasks
-
-
-def _task(line: str, where: str) -> Task:
-    try:
-        # By its JSON form, strictly: a list for a tuple, but no "1" for a 1.
-        return Task.model_validate_json(json.dumps(json.loads(line)), strict=True)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise DataError(f"{where}: {place}: {first['msg']}") from None
-    except ValueError as error:
-        raise DataError(f"{where}: not JSON: {error}") from None
 
 
 def write_tasks(file: Path, tasks: Iterable[Task]) -> None:
