@@ -52,7 +52,7 @@ def perturbed(source: Path, target: Path, seed: int) -> Path:
     tensors = load_file(source / "model.safetensors")
     dice = torch.Generator().manual_seed(seed)
     for name, tensor in tensors.items():
-        scale = 0.02 * (tensor.float().std() + 0.01)
+        scale = 0.03 * (tensor.float().std() + 0.01)
         noise = torch.randn(tensor.shape, generator=dice)
         tensors[name] = (tensor.float() + scale * noise).to(tensor.dtype)
     save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
