@@ -3,7 +3,7 @@
 `python -m benchmarks.scaling [--quick] [--seeds N] [--book PATH] [--json PATH]`
 
 Two sets of puzzles: 200 held-out ones, and ranks 901-1000 of the list of Tree of Thoughts
-(arXiv 2305.10601; its test set, which the stand-in pair did not hold out). A row is one size of one
+(arXiv 2305.10601; its test set, held out of training, too). A row is one size of one
 strategy: the single chosen answer, means over seeds, the standard error over puzzles of the means
 over seeds. `gated` rows have the rules of the game as a verifier (`verify`).
 
