@@ -20,7 +20,7 @@ import torch
 from server.published import KINDS, manifest_of, promoted, verify
 from server.traces import compact
 from trainer import weights
-from trainer.config import TrainConfig
+from trainer.config import Head, TrainConfig
 from trainer.loop.children import writes_below
 
 pytestmark = pytest.mark.vllm
@@ -53,7 +53,8 @@ def settings(folder: Path) -> dict[str, Any]:
     prm, small = folder / "prm", {"kv_cache_bytes": 1 << 26, "max_num_seqs": 64}
     if not prm.exists():
         policy = str(ROOT / "models" / "policy")
-        config = TrainConfig(model=policy, rows=(folder,), output=folder)
+        head = Head(kind="token")
+        config = TrainConfig(model=policy, rows=(folder,), output=folder, head=head)
         torch.manual_seed(0)
         model = weights.load_reward(policy, config)
         weights.save(prm, model, model.state_dict(), config, "scores")
