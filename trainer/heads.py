@@ -7,6 +7,7 @@ Qwen2ForProcessRewardModel and the family's ...ForTokenClassification, ...ForSeq
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -16,7 +17,10 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 
 from trainer.config import Head
-from trainer.errors import DataError
+from trainer.errors import ConfigError, DataError
+
+# Decoders that vLLM's Qwen2ForProcessRewardModel computes as they are.
+LIKE_QWEN2 = ("qwen2", "llama")
 
 
 class RewardModel(PreTrainedModel):
@@ -73,8 +77,10 @@ def architecture(head: Head, trunk: PreTrainedModel) -> str:
 
 def attach(trunk: PreTrainedModel, head: Head, source: str) -> RewardModel:
     """The head that the folder or hub name `source` has, if it has one of this shape; else a new
-    one from the seed that torch was given."""
+    one from the seed that torch was given. Raises `ConfigError`: vLLM could not serve the two."""
     config = trunk.config
+    if head.kind == "process":
+        _check_served(trunk)
     config.num_labels = head.outputs
     config.use_cache = False
     names = architecture(head, trunk)
@@ -83,6 +89,29 @@ def attach(trunk: PreTrainedModel, head: Head, source: str) -> RewardModel:
     if before == [names]:
         _load(model.score, source)
     return model
+
+
+def _check_served(trunk: PreTrainedModel) -> None:
+    config = trunk.config
+    other = config.model_type if config.model_type not in LIKE_QWEN2 else ""
+    if any(name.endswith("o_proj.bias") for name, _ in trunk.named_parameters()):
+        other = "o_proj.bias"
+    if other:
+        raise ConfigError(
+            f"head.kind: process is served over the decoder of a Qwen2, and this one has {other}: "
+            "token or sequence"
+        )
+
+
+def served(state: dict[str, Tensor], head: Head) -> dict[str, Tensor]:
+    """With all weights that vLLM's class of this head has: those that a file lacks stay as memory
+    was. Qwen2's attention has biases; for a decoder trained without, they are zero."""
+    if head.kind != "process":
+        return state
+    found = re.compile(r"(.*\.self_attn\.[qkv]_proj)\.weight")
+    named = [(m[1], weight) for name, weight in state.items() if (m := found.fullmatch(name))]
+    biases = {f"{name}.bias": weight.new_zeros(len(weight)) for name, weight in named}
+    return biases | state
 
 
 def described(model: RewardModel, head: Head) -> dict[str, Any]:

@@ -124,6 +124,8 @@ def save(
     # A tied weight is stored once; converted or gathered, its two names no longer share memory.
     kept = {name: value for name, value in state.items() if name not in model.all_tied_weights_keys}
     stored = {n: v.to(dtype) if v.is_floating_point() else v for n, v in kept.items()}
+    if kind == "scores":
+        stored = heads.served(stored, config.head)
     model.save_pretrained(partial, state_dict=stored)
     said: dict[str, Any] = {"dtype": precision}
     if kind == "scores":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -265,6 +266,10 @@ def test_reward_models_learn_their_targets(
         "token": {"weight", "bias"},
     }
     wanted = {f"score.{name}" for name in head_names.get(kind, {"weight"})}
+    if kind == "process":  # vLLM's class has them, whatever a file lacks
+        biases = {name for name in weights if re.search(r"[qkv]_proj\.bias$", name)}
+        assert len(biases) == 6 and not any(weights[name].any() for name in biases)
+        wanted |= biases
     assert weights.keys() == trunk | wanted
     if kind == "token":
         reread(folder, rows[0], labels or 2, log[-1]["loss/score"])
@@ -365,9 +370,29 @@ def rows_of(folder: Path) -> Path:
 
 def test_a_checkpoint_of_another_architecture_is_refused(tmp_path: Path) -> None:
     config = tiny.config(ROOT / "models" / "prm", rows_of(tmp_path), tmp_path / "out")
-    with pytest.raises(DataError, match=r"architectures: Qwen2ForProcessRewardModel; a policy is"):
+    with pytest.raises(DataError, match=r"architectures: LlamaForTokenClassification; a policy is"):
         train(config)
     assert not (tmp_path / "out" / "model").exists()
+
+
+@pytest.mark.parametrize("change, said", [("model_type", "mistral"), ("bias", "o_proj.bias")])
+def test_a_process_head_over_what_its_class_does_not_compute_is_refused(
+    tmp_path: Path, change: str, said: str
+) -> None:
+    model = tiny.policy(tmp_path / "model")
+    file, weights = model / "config.json", load_file(model / "model.safetensors")
+    config = json.loads(file.read_text())
+    if change == "bias":
+        config["attention_bias"] = True
+        for name in [n for n in weights if re.search(r"[qkvo]_proj\.weight$", n)]:
+            weights[name.replace("weight", "bias")] = torch.zeros(len(weights[name]))
+        save_file(weights, model / "model.safetensors", {"format": "pt"})
+    else:
+        config |= {"model_type": "mistral", "architectures": ["MistralForCausalLM"]}
+    file.write_text(json.dumps(config))
+    rows = tiny.write(tmp_path / "rows.parquet", [tiny.score_row(random.Random(0))])
+    with pytest.raises(ConfigError, match=f"head.kind: process .* {said}: token or sequence"):
+        train(tiny.config(model, rows, tmp_path / "out"))
 
 
 def test_a_model_that_lacks_weights_is_refused(model: Path, tmp_path: Path) -> None:
