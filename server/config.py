@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from server.profiles import Aggregate, Style, shipped
+from server.state.settings import RedisSettings
 
 
 class Frozen(BaseModel):
@@ -253,3 +254,6 @@ class Settings(Frozen):
     verifiers: VerifierSettings = VerifierSettings()
     traces: TraceSettings = TraceSettings()
     weights: WeightSettings = WeightSettings()
+    redis: RedisSettings | None = Field(
+        None, description="what several replicas share is kept there; unset: in this process"
+    )

@@ -13,7 +13,8 @@ PonderError                 500
 |- ScorerError              502   a reward failed
 |  `- ScorerDead            503   and will not come back by itself
 |- NoAnswer                 504   the budget ended before one whole step
-`- TraceError               500   a trace could not be written or read
+|- TraceError               500   a trace could not be written or read
+`- StateError               503   what replicas share cannot be had: Redis does not answer
 """
 
 from __future__ import annotations
@@ -104,6 +105,13 @@ class NoAnswer(PonderError):
 class TraceError(PonderError):
     type = "trace_error"
     code = "trace_failed"
+
+
+class StateError(PonderError):
+    status = 503
+    type = "state_error"
+    code = "state_unavailable"
+    retry = True
 
 
 @contextmanager

@@ -1,0 +1,136 @@
+"""The connection to Redis, and whether it answers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError, RedisError, ResponseError, TimeoutError
+
+from server.errors import StateError
+from server.state.settings import RedisSettings
+
+log = logging.getLogger("ponder.state")
+# A server that starts, fails over or is a replica says so in a reply.
+AWAY = (
+    "LOADING",
+    "READONLY",
+    "MASTERDOWN",
+    "MISCONF",
+    "NOAUTH",
+    "WRONGPASS",
+    "NOPERM",
+    "CLUSTERDOWN",
+)
+
+
+def connect(settings: RedisSettings, *, blocking: float = 0.0) -> Redis:
+    """A pool of connections, none of which is open yet; replies are bytes.
+
+    `blocking` seconds are added to each command's time, for those that wait for something. A
+    command is sent again once if its connection broke, so that it may be done twice.
+    """
+    url = settings.url.get_secret_value()
+    options: dict[str, Any] = {"username": settings.username, "password": _password(settings)}
+    if settings.ca_file is not None:
+        options["ssl_ca_certs"] = str(settings.ca_file)
+    client: Redis = Redis.from_url(
+        url,
+        **{name: value for name, value in options.items() if value is not None},
+        socket_connect_timeout=settings.connect_seconds,
+        socket_timeout=settings.seconds + blocking,
+        max_connections=settings.connections,
+        retry=Retry(NoBackoff(), 1, supported_errors=(ConnectionError,)),
+        health_check_interval=15,
+        client_name="ponder",
+    )
+    return client
+
+
+def _password(settings: RedisSettings) -> str | None:
+    if settings.password_file is not None:
+        return settings.password_file.read_text(encoding="utf-8").strip()
+    return settings.password.get_secret_value() if settings.password else None
+
+
+class Connection:
+    """One replica's Redis, and its health: `up`, and why not.
+
+    While it is down nobody waits for it: `asking` fails at once, until `watched` has it answer.
+    """
+
+    def __init__(self, settings: RedisSettings, changed: Callable[[bool], None] | None = None):
+        """`changed` is told whether it is up now. Raises `OSError` for a password file."""
+        self.settings = settings
+        self.redis = connect(settings)
+        self.up = True
+        self.error: str | None = None
+        self._changed = changed
+
+    def key(self, *names: str) -> str:
+        return self.settings.prefix + ":".join(names)
+
+    @contextmanager
+    def asking(self, what: str) -> Iterator[Redis]:
+        """The client, whose failures are `StateError`s. At once, if it is known to be down."""
+        if not self.up:
+            raise StateError(f"{what}: Redis does not answer: {self.error}")
+        try:
+            yield self.redis
+        except (RedisError, OSError) as error:
+            if _is_away(error):
+                self._turn(up=False, error=error)
+            raise StateError(f"{what}: {type(error).__name__}: {error}") from error
+
+    async def check(self) -> bool:
+        """Ask it now."""
+        try:
+            await self.redis.ping()
+        except (RedisError, OSError) as error:
+            self._turn(up=False, error=error)
+        else:
+            self._turn(up=True)
+        return self.up
+
+    @asynccontextmanager
+    async def watched(self) -> AsyncIterator[None]:
+        """Inside, it is asked every `check_seconds`; closed on the way out."""
+        await self.check()
+        task = asyncio.create_task(self._watch())
+        try:
+            yield
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+            await self.redis.aclose()
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(self.settings.check_seconds)
+            await self.check()
+
+    def _turn(self, *, up: bool, error: BaseException | None = None) -> None:
+        self.error = f"{type(error).__name__}: {error}" if error else None
+        if self.up == up:
+            return
+        self.up = up
+        if up:
+            log.info("Redis answers again")
+        else:
+            log.warning("Redis does not answer: %s", self.error)
+        if self._changed is not None:
+            self._changed(up)
+
+
+def _is_away(error: BaseException) -> bool:
+    """Not if one command was wrong: the others may be right."""
+    if isinstance(error, ResponseError):
+        return str(error).startswith(AWAY)
+    return isinstance(error, ConnectionError | TimeoutError | OSError)
