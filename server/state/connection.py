@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError, RedisError, ResponseError, TimeoutError
@@ -40,8 +40,9 @@ def connect(settings: RedisSettings, *, blocking: float = 0.0) -> Redis:
     options: dict[str, Any] = {"username": settings.username, "password": _password(settings)}
     if settings.ca_file is not None:
         options["ssl_ca_certs"] = str(settings.ca_file)
-    client: Redis = Redis.from_url(
+    pool = BlockingConnectionPool.from_url(
         url,
+        timeout=settings.seconds,  # for one of them to be free
         **{name: value for name, value in options.items() if value is not None},
         socket_connect_timeout=settings.connect_seconds,
         socket_timeout=settings.seconds + blocking,
@@ -50,7 +51,7 @@ def connect(settings: RedisSettings, *, blocking: float = 0.0) -> Redis:
         health_check_interval=15,
         client_name="ponder",
     )
-    return client
+    return Redis.from_pool(pool)
 
 
 def _password(settings: RedisSettings) -> str | None:
