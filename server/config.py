@@ -3,104 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    SecretStr,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, field_validator
 
-from server.profiles import Aggregate, Style, shipped
+from server.engines import EngineSettings, Frozen, HttpSettings, ProfileName, VllmSettings
+from server.profiles import Aggregate, Style
 from server.state.settings import RedisSettings
 
-
-class Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-def _is_shipped(name: str) -> str:
-    if name not in shipped():
-        raise ValueError(f"no such profile; there are {', '.join(sorted(shipped()))}")
-    return name
-
-
-ProfileName = Annotated[str, AfterValidator(_is_shipped)]
-
-
-class VllmSettings(Frozen):
-    """A model run in this process by vLLM."""
-
-    kind: Literal["vllm"] = "vllm"
-    model: str = Field(description="a folder or a hub name")
-    name: str | None = Field(None, description="what the API calls it; the folder's name if unset")
-    profile: ProfileName | None = Field(
-        None, description="a model profile; chosen by name if unset"
-    )
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    max_model_len: int | None = Field(None, ge=16)
-    max_num_seqs: int = Field(256, ge=1, description="sequences it runs at once")
-    kv_cache_bytes: int | None = Field(None, ge=1 << 20, description="CPU, or to override on GPU")
-    gpu_memory_utilization: float = Field(0.45, gt=0, le=1)
-    tensor_parallel_size: int = Field(1, ge=1)
-    on_death: Literal["restart", "exit"] = Field("restart", description="when the engine dies")
-    lora_rank: int | None = Field(
-        None, ge=1, le=512, description="takes LoRA adapters of at most this rank; none if unset"
-    )
-    swap: Literal["auto", "in_place", "beside"] = Field(
-        "auto",
-        description="how it comes to other weights while it serves. in_place: loaded into the "
-        "engine, between two searches; beside: another engine is started, which takes twice the "
-        "memory for that time; auto: in place where vLLM is known to do it right",
-    )
-    extra: dict[str, Any] = Field({}, description="more AsyncEngineArgs, passed as they are")
-
-
-class HttpSettings(Frozen):
-    """A model behind an OpenAI-compatible server."""
-
-    kind: Literal["http"] = "http"
-    url: str = Field(description="such as http://policy:8000/v1")
-    model: str
-    name: str | None = None
-    profile: ProfileName | None = None
-    api_key: SecretStr | None = None
-    dialect: Literal["vllm", "chat"] = Field(
-        "vllm",
-        description="vllm: token ids in and out; chat: any OpenAI-compatible server, "
-        "whose partial answers are sent back as a trailing assistant message",
-    )
-    tokenizer: str | None = Field(
-        None, description="vllm dialect: a folder or a hub name; model if unset"
-    )
-    prefill: Literal["continue_final_message", "trailing"] = Field(
-        "continue_final_message",
-        description="chat dialect: how a server is told that the trailing assistant message is "
-        "unfinished; vLLM and SGLang need their flag, other servers refuse it or need none",
-    )
-    logprobs: bool = Field(True, description="chat dialect: ask for them, which some refuse")
-    priority: bool = Field(
-        False,
-        description="send priorities: the server runs with --scheduling-policy priority",
-    )
-    context: int | None = Field(
-        None,
-        ge=16,
-        description="context length in tokens, asked for if unset; for the chat dialect in "
-        "characters, 1048576 if unset, and the server itself refuses what is too long",
-    )
-    capacity: int = Field(256, ge=1, description="requests sent to it at once")
-    connect_timeout: float = Field(5.0, gt=0, description="seconds")
-    read_timeout: float = Field(60.0, gt=0, description="seconds without a byte")
-    retries: int = Field(2, ge=0, description="only where nothing was generated")
-
-
-EngineSettings = Annotated[VllmSettings | HttpSettings, Field(discriminator="kind")]
+__all__ = [
+    "EngineSettings",
+    "Frozen",
+    "HttpSettings",
+    "Limits",
+    "OrmSettings",
+    "PrmSettings",
+    "ProfileName",
+    "Scheduling",
+    "ServerSettings",
+    "Settings",
+    "TraceSettings",
+    "VerifierSettings",
+    "VllmSettings",
+    "WeightSettings",
+]
 
 
 class PrmSettings(Frozen):

@@ -177,7 +177,7 @@ def test_a_missing_key_says_how_to_set_it(file: Path) -> None:
 
 
 def test_the_other_kinds_keys_are_refused(file: Path) -> None:
-    (problem,) = problems(file, "policy: {kind: http, url: u, model: m, max_num_seqs: 3}\n")
+    (problem,) = problems(file, "policy: {kind: http, url: http://p, model: m, max_num_seqs: 3}\n")
     assert problem.startswith(f"policy.max_num_seqs ({file}): not a setting of kind 'http'")
     assert "capacity" in problem
     assert "dtype" not in problem.partition("allowed")[2]
@@ -237,7 +237,7 @@ def test_an_unknown_profile_names_those_there_are(file: Path) -> None:
 
 
 def test_a_secret_is_never_told(file: Path) -> None:
-    file.write_text("policy: {kind: http, url: u, model: m, api_key: hush}\n")
+    file.write_text("policy: {kind: http, url: http://p/v1, model: m, api_key: hush}\n")
     assert "hush" not in repr(load_settings(file, {}))
     for value in ('["hush"', '"hush"', '[["hush"]]'):
         assert "hush" not in " ".join(problems(file, env={"PONDER_SERVER__API_KEYS": value}))
