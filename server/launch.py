@@ -28,6 +28,7 @@ from server.config import ServerSettings, Settings, VllmSettings
 from server.following import Follower
 from server.metrics import Metrics
 from server.reward import Models
+from server.routing.collector import Replicas
 from server.service import Service
 from server.sources import SettingsError
 from server.traces import TraceStore
@@ -214,6 +215,9 @@ def watch(metrics: Metrics, service: Service, traces: TraceStore) -> None:
         ("traces_rejected", "Traces that cannot be stored", lambda: traces.stats().rejected),
     ):
         metrics.watch(name, text, value)
+    metrics.registry.register(
+        Replicas(lambda: {part: m.replicas() for part, m in service.models.remote.items()})
+    )
 
 
 async def _started(starts: list[Coroutine[Any, Any, None]], *, together: bool) -> None:

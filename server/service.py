@@ -106,6 +106,7 @@ class Service:
         assert seconds is not None
         async with self._admission.admitted(ask.tenant, seconds) as left:
             with self.weights.pinned() as models:
+                models = models.routed(ask.prompt.messages)
                 if not self.settings.scheduling.enabled:
                     return await self._search(ask, listener, models, left)
                 with shared(models.policy, self.share, ask.tenant, left) as policy:

@@ -18,16 +18,15 @@ from time import time
 from typing import Any
 
 import aiohttp
+from aiohttp.abc import AbstractResolver
 
 from server.config import HttpSettings
 from server.errors import PonderError, boundary
-from server.eventstream import EventDecoder
+from server.eventstream import MESSAGE, Broken, Events, complaint
 
 BACKOFF = 0.1  # seconds before the first retry, at most
 PATIENCE = 30.0  # seconds that a `Retry-After` may ask for
 IDLE = 3.0  # seconds an idle connection is kept; uvicorn closes its own after 5
-GRACE = 1.0  # seconds that a server may take to end a reply after its `[DONE]`
-MESSAGE = 500  # characters of an upstream message that are passed on
 
 
 class Upstream:
@@ -35,14 +34,22 @@ class Upstream:
     wait in turn. Whatever fails is an `error`, or a `dead` if the server cannot be reached."""
 
     def __init__(
-        self, settings: HttpSettings, *, error: type[PonderError], dead: type[PonderError]
+        self,
+        settings: HttpSettings,
+        *,
+        error: type[PonderError],
+        dead: type[PonderError],
+        url: str | None = None,
+        resolver: AbstractResolver | None = None,
     ):
+        """`url` is that of the settings if None; the names in it are looked up by `resolver`."""
         self.running = 0
         self.waiting = 0
         self._settings = settings
         self._error = error
         self._dead = dead
-        self._base = settings.url.rstrip("/")
+        self._base = (url or settings.url).rstrip("/")
+        self._resolver = resolver
         self._slots = asyncio.Semaphore(settings.capacity)
         self._random = random.Random()
         self._session: aiohttp.ClientSession | None = None  # made on the loop that uses it
@@ -69,29 +76,32 @@ class Upstream:
                 content = await self._content(response)
         return None if response.status == 404 else content.decode(errors="replace")
 
-    async def card(self, model: str, *, required: bool = True) -> dict[str, Any]:
-        """What the server says of one of its models; {} if it says nothing and need not."""
-        answer = await self.get("/v1/models")
-        cards: dict[str, dict[str, Any]] = {
-            card["id"]: card for card in (answer or {}).get("data", ())
-        }
+    async def cards(self, model: str, *, required: bool) -> dict[str, dict[str, Any]]:
+        """What the server says of its models, by their names; `model` is among them if required."""
+        with boundary(self._error, "/v1/models"):
+            answer = await self.get("/v1/models")
+            cards = {card["id"]: card for card in (answer or {}).get("data", ())}
         if required and model not in cards:
             raise self._error(f"no model {model!r}; served are {sorted(cards)}")
-        return cards.get(model, {})
+        return cards
 
-    async def post(self, path: str, body: dict[str, Any]) -> Any:
-        """The JSON answer to `body`. Cancelling it closes the connection."""
+    async def post(self, path: str, body: dict[str, Any], *, retries: int | None = None) -> Any:
+        """The JSON answer to `body`. Cancelling it closes the connection. It is tried again as
+        often as the settings say, if `retries` do not."""
         with boundary(self._error, path):
             async with self._slot():
-                return await self._json(await self._send("POST", path, body))
+                return await self._json(await self._send("POST", path, body, retries=retries))
 
     @asynccontextmanager
-    async def events(self, path: str, body: dict[str, Any]) -> AsyncIterator[Events]:
+    async def events(
+        self, path: str, body: dict[str, Any], *, retries: int | None = None
+    ) -> AsyncIterator[Events]:
         """The event stream that answers `body`; leaving the block closes its connection, unless
         the stream was read to its end, which frees it for the next request."""
         with boundary(self._error, path):
             async with self._slot():
-                events = Events(await self._send("POST", path, body), self._error)
+                response = await self._send("POST", path, body, retries=retries)
+                events = Events(response, self._error)
                 try:
                     yield events
                 finally:
@@ -130,10 +140,10 @@ class Upstream:
                 if response.status // 100 == 2 or (method, response.status) == ("GET", 404):
                     return response
                 if left == 0 or not passing(response.status):
-                    raise await self._refusal(response, path)
+                    raise await self._refusal(response, path) from Broken(response.status)
                 delay = retry_after(response.headers.get("retry-after"))
                 if delay is not None and delay > PATIENCE:
-                    raise await self._refusal(response, path)
+                    raise await self._refusal(response, path) from Broken(response.status)
                 response.close()
             await asyncio.sleep(self._random.uniform(0, wait) if delay is None else delay)
             left -= 1
@@ -157,9 +167,13 @@ class Upstream:
             timeout=aiohttp.ClientTimeout(
                 sock_connect=self._settings.connect_timeout, sock_read=self._settings.read_timeout
             ),
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE),  # slots are the limit
+            connector=aiohttp.TCPConnector(
+                limit=0,  # slots are the limit
+                keepalive_timeout=IDLE,
+                resolver=self._resolver,
+            ),
             cookie_jar=aiohttp.DummyCookieJar(),
-            trust_env=True,
+            trust_env=self._resolver is None,  # a proxy's name would be looked up there, too
         )
 
     def _url(self, path: str) -> str:
@@ -200,57 +214,18 @@ class Upstream:
         return f": {text[:MESSAGE]}" if text else ""
 
 
-class Events:
-    """An open event stream: the JSON objects of its events, up to `[DONE]`."""
-
-    def __init__(self, response: aiohttp.ClientResponse, error: type[PonderError]):
-        self._response = response
-        self._error = error
-        self._decoder = EventDecoder()
-        self._ready: list[bytes] = []
-        self._over = False
-
-    def __aiter__(self) -> Events:
-        return self
-
-    async def __anext__(self) -> dict[str, Any]:
-        """Raises if the event reports an error, or is no object."""
-        data = await self._next()
-        if data is None or data.strip() == b"[DONE]":
-            await self._drain()
-            raise StopAsyncIteration
-        event = json.loads(data)
-        if not isinstance(event, dict):
-            raise ValueError(f"an event that is no object: {data[:80]!r}")
-        if "error" in event:
-            raise self._error((complaint(event) or "the server gave no reason")[:MESSAGE])
-        return event
-
-    def close(self) -> None:
-        """Close the connection, unless it was freed at the end of the reply."""
-        self._response.close()
-
-    async def _next(self) -> bytes | None:
-        while not self._ready:
-            chunk = await self._response.content.readany()
-            if not chunk:
-                self._over = True
-                return None
-            self._ready = self._decoder.feed(chunk)[::-1]
-        return self._ready.pop()
-
-    async def _drain(self) -> None:
-        """Read the end of the reply, so that its connection can be used again."""
-        with suppress(aiohttp.ClientError, TimeoutError):
-            async with asyncio.timeout(GRACE):
-                while not self._over:
-                    self._ready.clear()
-                    await self._next()
-
-
 def passing(status: int) -> bool:
     """Whether trying again may help."""
     return status in (408, 425, 429) or 500 <= status < 600
+
+
+def is_servers_fault(error: PonderError) -> bool:
+    """Whether it is the server that failed, and not the request, so that another one may do it."""
+    cause = error.__cause__
+    if isinstance(cause, Broken):
+        # 409: it has other weights than those that a search is pinned to (`server/handover`).
+        return passing(cause.status) or cause.status == 409
+    return isinstance(cause, aiohttp.ClientError | OSError)  # of which timeouts are one
 
 
 def retry_after(value: str | None) -> float | None:
@@ -275,11 +250,3 @@ def context_of(card: dict[str, Any], setting: int | None, error: type[PonderErro
     if not context:
         raise error("the server does not tell its context length: set `context`")
     return int(context)
-
-
-def complaint(body: Any) -> str | None:
-    """The message in an error reply: OpenAI's shape, or one of those in use beside it."""
-    error = body.get("error", body) if isinstance(body, dict) else body
-    if isinstance(error, dict):
-        error = error.get("message") or error.get("detail")
-    return str(error) if error else None

@@ -7,9 +7,11 @@ import asyncio
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel
 
 from server.api.parts import Parts
 from server.errors import EngineDead, PonderError
+from server.reward import Models
 from server.service import Service
 
 READY_SECONDS = 5.0  # a model that answers later is not ready
@@ -26,7 +28,9 @@ def open_routes(parts: Parts) -> APIRouter:
     @router.get("/ready", summary="200 while the models can serve, else 503")
     async def ready() -> Response:
         await check(parts.service)
-        return JSONResponse({"status": "ready", "model": parts.service.models.policy.name})
+        models = parts.service.models
+        replicas = {part: found.model_dump() for part, found in counted(models).items()}
+        return JSONResponse({"status": "ready", "model": models.policy.name, "replicas": replicas})
 
     return router
 
@@ -41,8 +45,22 @@ def routes(parts: Parts) -> APIRouter:
     return router
 
 
+class Count(BaseModel):
+    """The servers of one part."""
+
+    known: int
+    up: int
+
+
+def counted(models: Models) -> dict[str, Count]:
+    """Of each part that is behind servers of its own."""
+    every = {part: model.replicas() for part, model in models.remote.items()}
+    return {part: Count(known=len(r), up=sum(s.up for s in r)) for part, r in every.items()}
+
+
 async def check(service: Service) -> None:
-    """Raise `EngineDead`, a 503, unless the policy and the reward models can serve."""
+    """Raise `EngineDead`, a 503, unless the policy and the reward models can serve; of several
+    servers, one that does is enough."""
     models = service.models
     try:
         async with asyncio.timeout(READY_SECONDS):

@@ -8,6 +8,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from server.api.effort import ALIASES, alias_kind
+from server.api.health import Count, counted
 from server.api.parts import Parts
 
 
@@ -18,6 +19,7 @@ class Model(BaseModel):
     owned_by: str = "ponder"
     version: str  # of the policy's weights
     prm_version: str | None  # of those of the process reward model, if there is one
+    replicas: dict[str, Count]  # of each part that is behind servers of its own
 
 
 class ModelList(BaseModel):
@@ -34,7 +36,13 @@ def routes(parts: Parts) -> APIRouter:
         models = service.models
         prm = models.prm.version if models.prm else None
         version = models.policy.version
-        return Model(id=name, created=parts.created, version=version, prm_version=prm)
+        return Model(
+            id=name,
+            created=parts.created,
+            version=version,
+            prm_version=prm,
+            replicas=counted(models),
+        )
 
     @router.get("/v1/models", summary="Every model name that a request may use")
     async def listed() -> ModelList:

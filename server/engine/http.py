@@ -1,11 +1,12 @@
-"""A policy behind a remote server that speaks OpenAI's API."""
+"""A policy behind remote servers that speak OpenAI's API: one, or several that are alike."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import copy
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from uuid import uuid4
 
@@ -13,15 +14,17 @@ from server.config import HttpSettings
 from server.engine import tops
 from server.engine.bounds import fit
 from server.engine.checkpoint import ADAPTER, BadWeights, Checkpoint, look_over
-from server.engine.gauges import Gauges
 from server.engine.http_chat import Chat
 from server.engine.http_stream import Job
 from server.engine.http_tokens import TokenStream
 from server.engine.http_vllm import Completions, CompletionStream
 from server.engine.tokenizer import HFTokenizer
 from server.errors import BadRequest, EngineDead, EngineError, boundary
+from server.routing.fleet import Fleet
+from server.routing.replica import Admits, Replica, Standing
+from server.routing.route import Route
 from server.types import Cut, Load, Message, Sampling, Stream, Tokenizer
-from server.upstream import Upstream, context_of, weights_of
+from server.upstream import context_of
 
 CHARACTERS = 1 << 20  # the chat dialect's context: the server knows its own, in its own tokens
 LOAD, UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
@@ -43,17 +46,17 @@ class HttpEngine:
         self.version = "unknown"
         silent = settings.dialect == "chat" and not settings.logprobs
         self.most_logprobs = 0 if silent else tops.MOST
-        self._upstream = Upstream(settings, error=EngineError, dead=EngineDead)
+        self._fleet = Fleet(settings, error=EngineError, dead=EngineDead)
+        self._route = Route(self._fleet)
         self._dialect: Chat | Completions
-        self._gauges: Gauges | None = None
         self._base = self  # without an adapter
         self._views = [self]  # that share the connections; the last one to close ends them
-        self._adapter: str | None = None  # its name at the server
+        self._adapter: Adapter | None = None
 
     async def start(self) -> None:
-        """Ask the server what it serves. `EngineDead` if it cannot be reached, `EngineError` if it
-        has no such model or, in the vllm dialect, does not tell its context length. If it fails,
-        the engine is closed."""
+        """Ask the servers what they serve. `EngineDead` if none can be reached, `EngineError` if
+        they have no such model or, in the vllm dialect, do not tell their context length. If it
+        fails, the engine is closed."""
         try:
             await (self._start_chat() if self.settings.dialect == "chat" else self._start_vllm())
         except BaseException:
@@ -67,12 +70,11 @@ class HttpEngine:
         self._views.remove(self)
         try:
             if self._adapter is not None:
-                await self._upstream.post(UNLOAD, {"lora_name": self._adapter})
+                self._fleet.forget(self._adapter.load)
+                await self._adapter.unload(self._fleet.up)
         finally:
             if not self._views:
-                if self._gauges is not None:
-                    await self._gauges.close()
-                await self._upstream.close()
+                await self._fleet.close()
 
     @property
     def folder(self) -> str:
@@ -80,12 +82,19 @@ class HttpEngine:
         return self.settings.model
 
     async def reread(self) -> str:
-        """Ask the server again what it serves; steps have that version from now on."""
+        """Ask the servers again what they serve; steps have that version from now on."""
         if self._adapter is None:
-            required = self.settings.dialect == "vllm"
-            card = await self._upstream.card(self.settings.model, required=required)
-            self.version = self._base.version = weights_of(card)
+            await self._fleet.look()
+            self.version = self._base.version = self._fleet.version
         return self.version
+
+    def routed(self, key: bytes, admits: Admits | None = None) -> HttpEngine:
+        other = copy(self)
+        other._route = self._route.keyed(key, admits)
+        return other
+
+    def replicas(self) -> list[Standing]:
+        return [replica.standing for replica in self._fleet.replicas]
 
     async def look_over(self, folder: Path) -> Checkpoint:
         """The adapter in `folder`, which this process has to see at the path at which the server
@@ -108,18 +117,24 @@ class HttpEngine:
         return False
 
     async def successor(self, found: Checkpoint) -> HttpEngine:
-        """The policy with an adapter, which its server is told to load under a new name. It runs
-        with `VLLM_ALLOW_RUNTIME_LORA_UPDATING=1` and `--enable-lora`. Each is to be closed."""
+        """The policy with an adapter, which its servers are told to load under a new name, as are
+        those that come later. They run with `VLLM_ALLOW_RUNTIME_LORA_UPDATING=1` and
+        `--enable-lora`. Each is to be closed."""
         if found.rank is None:
             return self._view(self._base.settings, found.version, None)
-        name = f"{found.version}-{uuid4().hex[:8]}"
-        await self._upstream.post(LOAD, {"lora_name": name, "lora_path": str(found.folder)})
-        settings = self.settings.model_copy(update={"model": name})
-        return self._view(settings, found.version, name)
+        adapter = Adapter(f"{found.version}-{uuid4().hex[:8]}", found.folder)
+        try:
+            await self._fleet.prepare(adapter.load)
+        except BaseException:
+            await adapter.unload(self._fleet.up)
+            raise
+        settings = self.settings.model_copy(update={"model": adapter.name})
+        return self._view(settings, found.version, adapter)
 
-    def _view(self, settings: HttpSettings, version: str, adapter: str | None) -> HttpEngine:
+    def _view(self, settings: HttpSettings, version: str, adapter: Adapter | None) -> HttpEngine:
         other = copy(self)
         other.settings, other.version, other._adapter = settings, version, adapter
+        other._route = Route(self._fleet, admits=(adapter.admits,) if adapter else ())
         if isinstance(self._dialect, Completions):
             other._dialect = self._dialect.named(settings)
         self._views.append(other)
@@ -140,52 +155,77 @@ class HttpEngine:
         tops.check(top_logprobs)
         if not all(sampling.stop):
             raise BadRequest("a stop string must not be empty", param="stop")
-        if self._gauges is not None:
-            self._gauges.watch()
         job = Job(prompt_ids, max_tokens, seed, sampling, cut, priority, top_logprobs)
-        return self._dialect.stream(job, self.version)
+        return self._dialect.stream(self._route, job, self.version)
 
     async def label_logprobs(
         self, ids: Sequence[int], labels: Sequence[int]
     ) -> tuple[tuple[float, ...], int]:
         fit(self.name, self.context, len(ids), 1)
-        return await self._dialect.label_logprobs(ids, labels)
+        return await self._dialect.label_logprobs(self._route, ids, labels)
 
     def load(self) -> Load:
-        """Our own requests, while those that others send to the same server are not seen; the KV
-        cache by the server's metrics."""
-        running, waiting = self._upstream.running, self._upstream.waiting
-        load = Load(running, waiting, self.settings.capacity)
-        if self._gauges is None or not running:
-            return load
-        return self._gauges.seen(load)
+        return self._fleet.load()
 
     async def check(self) -> None:
-        """One try, at most `connect_timeout` seconds."""
-        path = "/v1/models" if self.settings.dialect == "chat" else "/health"
-        await self._upstream.get(path, within=self.settings.connect_timeout)
+        """One try at each server until one can serve, at most `connect_timeout` seconds each."""
+        await self._fleet.check()
 
     async def _start_chat(self) -> None:
-        self._dialect = Chat(self.settings, self._upstream)
+        self._dialect = Chat(self.settings)
         self.tokenizer = self._dialect.tokenizer
         self.context = self.settings.context or CHARACTERS
-        self.version = weights_of(await self._upstream.card(self.settings.model, required=False))
+        await self._fleet.start()
+        self.version = self._fleet.version
 
     async def _start_vllm(self) -> None:
-        card = await self._upstream.card(self.settings.model)
-        self.version = weights_of(card)
-        self.context = context_of(card, self.settings.context, EngineError)
+        await self._fleet.start()
+        self.version = self._fleet.version
+        cards = [replica.card for replica in self._fleet.up]
+        self.context = min(context_of(c, self.settings.context, EngineError) for c in cards)
         path = self.settings.tokenizer or self.settings.model
         with boundary(EngineError, f"reading the tokenizer {path}"):
             tokenizer = await asyncio.to_thread(HFTokenizer, path)
         self.tokenizer = tokenizer
-        described = await self._upstream.get("/openapi.json")
-        lean = TokenStream.route in (described or {}).get("paths", {})
-        streams = TokenStream if lean else CompletionStream
-        self._dialect = Completions(self.settings, self._upstream, tokenizer, streams)
-        self._gauges = Gauges(self._upstream)
-        if await self._dialect.gives_raw_logprobs(tokenizer.render([Message("user", "1")])):
+        lean = await asyncio.gather(*map(_has_lean_route, self._fleet.up))
+        streams = TokenStream if all(lean) else CompletionStream
+        self._dialect = Completions(self.settings, tokenizer, streams)
+        greeting = tokenizer.render([Message("user", "1")])
+        if await self._dialect.gives_raw_logprobs(self._route, greeting):
             log.warning(
                 "%s reports raw log-probabilities; run it with --logprobs-mode processed_logprobs",
                 self.name,
             )
+
+
+async def _has_lean_route(replica: Replica) -> bool:
+    described = await replica.upstream.get("/openapi.json")
+    return TokenStream.route in (described or {}).get("paths", {})
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA adapter, under a name of its own at the servers."""
+
+    name: str
+    folder: Path
+
+    def admits(self, replica: Replica) -> bool:
+        return self.name in replica.models
+
+    async def load(self, replica: Replica) -> None:
+        if not self.admits(replica):
+            body = {"lora_name": self.name, "lora_path": str(self.folder)}
+            await replica.post(LOAD, body)
+            replica.models |= {self.name}
+
+    async def unload(self, replicas: Iterable[Replica]) -> None:
+        """Raises the first failure, when all have been told."""
+        told = [self._unload(r) for r in replicas if self.admits(r)]
+        for result in await asyncio.gather(*told, return_exceptions=True):
+            if isinstance(result, BaseException):
+                raise result
+
+    async def _unload(self, replica: Replica) -> None:
+        replica.models -= {self.name}
+        await replica.post(UNLOAD, {"lora_name": self.name})

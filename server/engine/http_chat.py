@@ -20,8 +20,8 @@ from server.engine.http_stream import HttpStream, Job, cached
 from server.engine.segment import Patterns, Segmenter
 from server.engine.tops import MOST, likeliest
 from server.errors import NoLogprobs
+from server.routing.route import Route
 from server.types import Sampling, Step, Stop
-from server.upstream import Upstream
 
 ROUTE = "/v1/chat/completions"
 ENDLESS = 1 << 62  # characters: steps are limited in tokens here
@@ -40,17 +40,16 @@ class Piece:
 class Chat:
     """The chat dialect."""
 
-    def __init__(self, settings: HttpSettings, upstream: Upstream):
+    def __init__(self, settings: HttpSettings):
         self.settings = settings
         self.tokenizer = TextTokenizer()
-        self._upstream = upstream
         self.patterns = lru_cache(maxsize=8)(self._automaton)
 
-    def stream(self, job: Job, version: str) -> HttpStream:
-        return ChatStream(self, self._upstream, job, version)
+    def stream(self, route: Route, job: Job, version: str) -> HttpStream:
+        return ChatStream(self, route, job, version)
 
     async def label_logprobs(
-        self, ids: Sequence[int], labels: Sequence[int]
+        self, route: Route, ids: Sequence[int], labels: Sequence[int]
     ) -> tuple[tuple[float, ...], int]:
         """Of characters that are a token: their share of the next token's likeliest, -inf for one
         that is none of those. `NoLogprobs` if the server names none.
@@ -63,7 +62,7 @@ class Chat:
         if not self.settings.logprobs:
             raise NoLogprobs(f"{self.settings.model} is not asked for log-probabilities")
         body |= {"logprobs": True, "top_logprobs": MOST}
-        answer = await self._upstream.post(ROUTE, body)
+        answer = await route.post(ROUTE, body)
         entries = (answer["choices"][0].get("logprobs") or {}).get("content") or []
         tops = entries[0].get("top_logprobs") if entries else None
         if not tops:
@@ -93,8 +92,8 @@ class Chat:
 class ChatStream(HttpStream):
     route = ROUTE
 
-    def __init__(self, dialect: Chat, upstream: Upstream, job: Job, version: str):
-        super().__init__(upstream, job)
+    def __init__(self, dialect: Chat, route: Route, job: Job, version: str):
+        super().__init__(route, job)
         self._dialect = dialect
         self._flagged = dialect.settings.prefill == "continue_final_message"
         self._messages, self._path = dialect.tokenizer.split(job.prompt_ids)

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.errors import EngineError
+from server.eventstream import Broken, Events
+from server.routing.route import Route
 from server.types import Cut, Sampling, Step, Stop
-from server.upstream import Events, Upstream
+from server.upstream import is_servers_fault
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,17 +48,23 @@ class HttpStream(ABC):
     A task of its own reads the reply from the first `__anext__` on, so that `generated` counts
     what the server has made and not what was taken. The last step is held back until the reply
     has ended, a moment later: then the usage is known and the connection free for the next one.
+
+    Where its server fails and there is another, that one goes on from the tokens that came. It
+    reads the prompt anew, which is counted anew if the first one had begun to answer.
     """
 
     route: str
 
-    def __init__(self, upstream: Upstream, job: Job):
+    def __init__(self, route: Route, job: Job):
         self.job = job
         self.prompt_tokens = 0
         self.cached_tokens = 0
         self.generated = 0
         self.requests = 0
-        self._upstream = upstream
+        self._errand = route.errand()
+        self._begun = False  # the last request had an answer
+        self._reads = True  # the last request's prompt counts
+        self._before = (0, 0)  # prompt tokens, and cached ones, at servers that failed
         self._last: Step | None = None
         self._finish: str | None = None  # the server's word for why it stopped
         self._reason: Any = None  # the stop string or token, where the server says so
@@ -106,10 +114,23 @@ class HttpStream(ABC):
         while True:
             self.requests += 1
             self._finish = self._reason = None
-            async with self._upstream.events(self.route, self.body()) as events:
-                async for step in self._cut(events):
-                    yield step
+            self._begun = False
+            try:
+                with self._errand.begun() as replica:
+                    retries = self._errand.retries
+                    async with replica.events(self.route, self.body(), retries) as events:
+                        async for step in self._cut(events):
+                            yield step
+            except EngineError as error:
+                if not is_servers_fault(error):
+                    raise
+                if not self._is_whole():
+                    if not self._errand.goes_on(error):
+                        raise
+                    self._moved()
+                    continue
             if self._last is None and self._stopped_short() and self.generated < self.job.limit:
+                self._reads = False
                 continue
             last = self._last or self._rest()
             if last is not None:
@@ -118,6 +139,7 @@ class HttpStream(ABC):
 
     async def _cut(self, events: Events) -> AsyncGenerator[Step, None]:
         async for event in events:
+            self._begun = True
             if usage := event.get("usage"):
                 self.usage(usage)
             for choice in event.get("choices") or ():
@@ -131,7 +153,21 @@ class HttpStream(ABC):
             if self._last is not None and self._finish is None:
                 return  # an end that the server could not see
         if self._finish is None:
-            raise EngineError("the server's stream ended without a finish_reason")
+            raise EngineError("the server's stream ended without a finish_reason") from Broken(502)
+
+    def _is_whole(self) -> bool:
+        """Whether there is nothing to go on with, though its server failed before it had said
+        all."""
+        if self._finish is None and self._last is None and self.generated >= self.job.limit:
+            self._finish = "length"
+        return self._finish is not None or self._last is not None
+
+    def _moved(self) -> None:
+        """What was read and written so far is a prompt to the next server."""
+        self._reads = True
+        if self._begun:
+            self._before = (self.prompt_tokens, self.cached_tokens)
+            self.prompt_tokens += self.asked()
 
     def _stopped_short(self) -> bool:
         """Whether the server stopped at a delimiter that ends no step: white space before it."""
@@ -147,9 +183,11 @@ class HttpStream(ABC):
 
     def usage(self, usage: dict[str, Any]) -> None:
         """The server's own count; the last one of a request holds."""
-        if self.requests == 1:
-            self.prompt_tokens = usage.get("prompt_tokens") or self.prompt_tokens
-            self.cached_tokens = cached(usage)
+        if self._reads:
+            prompt, found = self._before
+            said = usage.get("prompt_tokens")
+            self.prompt_tokens = prompt + said if said else self.prompt_tokens
+            self.cached_tokens = found + cached(usage)
 
     def settle(self, last: Step) -> Step:
         """The last step, now that the server's count is known."""
@@ -158,6 +196,10 @@ class HttpStream(ABC):
     async def prepare(self) -> None:
         """Find out what the first request must say, if that takes time."""
         return
+
+    def asked(self) -> int:
+        """Prompt tokens of the next request; 0 if only the server can count them."""
+        return 0
 
     @abstractmethod
     def body(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from server.engine.http_stream import Job
 from server.engine.http_vllm import Completions, CompletionStream
 from server.engine.segment import Segmenter
 from server.engine.tops import likeliest
-from server.upstream import Upstream
+from server.routing.route import Route
 
 ROUTE = "/inference/v1/generate"
 INTERVAL = 8  # tokens sent at a time; the first and the last are sent at once
@@ -25,8 +25,8 @@ class TokenStream(CompletionStream):
 
     route = ROUTE
 
-    def __init__(self, dialect: Completions, upstream: Upstream, job: Job, segmenter: Segmenter):
-        super().__init__(dialect, upstream, job, segmenter)
+    def __init__(self, dialect: Completions, route: Route, job: Job, segmenter: Segmenter):
+        super().__init__(dialect, route, job, segmenter)
         self._halting: list[int] = []
 
     async def prepare(self) -> None:

@@ -19,8 +19,8 @@ from server.engine.http_stream import HttpStream, Job, cached
 from server.engine.segment import Patterns, Segmenter
 from server.engine.tokenizer import HFTokenizer
 from server.engine.tops import likeliest
+from server.routing.route import Route
 from server.types import Sampling, Step, Stop
-from server.upstream import Upstream
 
 ROUTE = "/v1/completions"
 RAW = -1e-4  # a token that was the only candidate has log-probability 0, unless it is a raw one
@@ -32,24 +32,22 @@ class Completions:
     def __init__(
         self,
         settings: HttpSettings,
-        upstream: Upstream,
         tokenizer: HFTokenizer,
         streams: type[CompletionStream],
     ):
         self.settings = settings
         self.tokenizer = tokenizer
         self.halting = Halting(tokenizer)
-        self._upstream = upstream
         self._streams = streams
         self._patterns = lru_cache(maxsize=8)(self._automaton)
 
     def named(self, settings: HttpSettings) -> Completions:
-        """The same server, with the model that these settings name."""
+        """The same servers, with the model that these settings name."""
         other = copy(self)
         other.settings = settings
         return other
 
-    def stream(self, job: Job, version: str) -> HttpStream:
+    def stream(self, route: Route, job: Job, version: str) -> HttpStream:
         segmenter = Segmenter(
             self._patterns(job.cut.delimiter, job.sampling.stop),
             max_step_tokens=job.cut.max_step_tokens,
@@ -57,20 +55,20 @@ class Completions:
             before=self._answer(job.prompt_ids),
             begun=job.cut.begun,
         )
-        return self._streams(self, self._upstream, job, segmenter)
+        return self._streams(self, route, job, segmenter)
 
     async def label_logprobs(
-        self, ids: Sequence[int], labels: Sequence[int]
+        self, route: Route, ids: Sequence[int], labels: Sequence[int]
     ) -> tuple[tuple[float, ...], int]:
         body = self._one_token(ids) | {"temperature": 0.0, "logprob_token_ids": list(labels)}
-        answer = await self._upstream.post(ROUTE, body)
+        answer = await route.post(ROUTE, body)
         top = answer["choices"][0]["logprobs"]["top_logprobs"][0]
         return tuple(float(top[f"token_id:{i}"]) for i in labels), cached(answer["usage"])
 
-    async def gives_raw_logprobs(self, prompt_ids: Sequence[int]) -> bool:
+    async def gives_raw_logprobs(self, route: Route, prompt_ids: Sequence[int]) -> bool:
         """Whether log-probabilities are certainly not those of the sampling distribution. Costs
         one token."""
-        answer = await self._upstream.post(ROUTE, self._one_token(prompt_ids) | {"top_k": 1})
+        answer = await route.post(ROUTE, self._one_token(prompt_ids) | {"top_k": 1})
         return bool(answer["choices"][0]["logprobs"]["token_logprobs"][0] < RAW)
 
     def _one_token(self, ids: Sequence[int]) -> dict[str, Any]:
@@ -96,8 +94,8 @@ class Completions:
 class CompletionStream(HttpStream):
     route = ROUTE
 
-    def __init__(self, dialect: Completions, upstream: Upstream, job: Job, segmenter: Segmenter):
-        super().__init__(upstream, job)
+    def __init__(self, dialect: Completions, route: Route, job: Job, segmenter: Segmenter):
+        super().__init__(route, job)
         self.prompt_tokens = len(job.prompt_ids)
         self._dialect = dialect
         self._segmenter = segmenter
@@ -142,6 +140,9 @@ class CompletionStream(HttpStream):
         k = self.job.top_logprobs
         found = given["top_logprobs"] if k else ()
         return given["token_logprobs"], [likeliest((row or {}).values(), k) for row in found]
+
+    def asked(self) -> int:
+        return len(self.job.prompt_ids) + len(self._ids)
 
     def rest(self, stop: Stop) -> Step | None:
         return self._segmenter.finish(stop)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict
@@ -13,7 +13,9 @@ from server.errors import BadRequest
 from server.profiles import Profile
 from server.reward.client import OrmClient, PrmClient
 from server.reward.tools import Tools
-from server.types import Engine, Node, Prompt, Scorer
+from server.routing.hashing import conversation
+from server.routing.route import Routed
+from server.types import Engine, Message, Node, Prompt, Scorer
 
 
 class Config(BaseModel):
@@ -87,6 +89,17 @@ class Models:
     orm: OrmClient | None = None
     tools: Tools = field(default_factory=Tools)  # of the verifiers
     judge: Engine | None = None  # another model than the policy, for its opinion
+
+    @property
+    def remote(self) -> dict[str, Routed]:
+        """Those behind servers of their own, by their part."""
+        parts = {"policy": self.policy, "prm": self.prm, "orm": self.orm, "judge": self.judge}
+        return {part: model for part, model in parts.items() if isinstance(model, Routed)}
+
+    def routed(self, messages: Sequence[Message]) -> Models:
+        """As a search that answers these sees them: at the servers of its conversation."""
+        key = conversation(messages)
+        return replace(self, **{part: m.routed(key) for part, m in self.remote.items()})
 
 
 @runtime_checkable

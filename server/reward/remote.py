@@ -1,4 +1,4 @@
-"""Reward models behind a remote vLLM, asked by token ids.
+"""Reward models behind a remote vLLM, or several, asked by token ids.
 
 At the /pooling route of a server that runs with `--runner pooling` and one of these, which
 `start` tells apart by a probe:
@@ -21,25 +21,33 @@ import asyncio
 import struct
 from base64 import b64decode
 from collections.abc import Sequence
+from copy import copy
 from enum import Enum
+from functools import partial
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, Self
 
 from server.config import HttpSettings, OrmSettings
 from server.engine.http_vllm import neutral
 from server.engine.tokenizer import HFTokenizer
-from server.errors import BadRequest, EngineDead, ScorerError, boundary
+from server.errors import BadRequest, EngineDead, PonderError, ScorerError, boundary
 from server.profiles import PrmProfile
 from server.reward.batching import Batcher
 from server.reward.client import Memory, Rows
 from server.reward.layout import Layout
 from server.reward.path import logistic
-from server.upstream import Upstream, context_of, weights_of
+from server.routing.fleet import Fleet
+from server.routing.replica import Admits, Replica, Standing
+from server.routing.route import Route
+from server.upstream import context_of
 
 ROUTE = "/pooling"
 COMPLETIONS = "/v1/completions"
 BATCH = 64  # paths in one HTTP request
 IN_FLIGHT = 2  # one on its way while the server works on the other
+EVERY = 5.0  # seconds between looks at a server's metrics
+
+Paths = Batcher[Sequence[int], list[float]]  # of ids, to the verdict of each row
 
 
 class Pooling(Enum):
@@ -67,20 +75,20 @@ class HttpPooling:
         self.memory = Memory()
         self._engine = settings
         self._activation = activation
-        self._upstream = Upstream(settings, error=ScorerError, dead=EngineDead)
+        self._fleet = Fleet(settings, error=ScorerError, dead=EngineDead, every=EVERY)
+        self._route = Route(self._fleet)
+        self._batchers: dict[Replica, Paths] = {}
         self._pooling = Pooling.LAST
         self._labels = 0
-        self._batcher: Batcher[Sequence[int], list[float]] = Batcher(
-            self._ask, size=BATCH, in_flight=IN_FLIGHT
-        )
 
     async def start(self) -> None:
-        """Ask the server what it serves, and for one verdict. Raises `EngineDead` if it cannot be
-        reached, `ScorerError` if it is no reward model; it is closed then."""
+        """Ask the servers what they serve, and one of them for a verdict. Raises `EngineDead` if
+        none can be reached, `ScorerError` if it is no reward model; it is closed then."""
         try:
-            card = await self._upstream.card(self._engine.model)
-            self.version = weights_of(card)
-            self.context = context_of(card, self._engine.context, ScorerError)
+            await self._fleet.start()
+            self.version = self._fleet.version
+            cards = [replica.card for replica in self._fleet.up]
+            self.context = min(context_of(c, self._engine.context, ScorerError) for c in cards)
             path = self._engine.tokenizer or self._engine.model
             with boundary(ScorerError, f"reading the tokenizer {path}"):
                 self.tokenizer = await asyncio.to_thread(HFTokenizer, path)
@@ -90,24 +98,34 @@ class HttpPooling:
             raise
 
     async def close(self) -> None:
-        await self._batcher.close()
-        await self._upstream.close()
+        for batcher in self._batchers.values():
+            await batcher.close()
+        await self._fleet.close()
 
     async def reread(self) -> str:
-        """Ask the server again what it serves; verdicts are of that version from now on."""
-        self.version = weights_of(await self._upstream.card(self._engine.model))
+        """Ask the servers again what they serve; verdicts are of that version from now on."""
+        await self._fleet.look()
+        self.version = self._fleet.version
         return self.version
 
     async def check(self) -> None:
-        """One try, at most `connect_timeout` seconds."""
-        await self._upstream.get("/health", within=self._engine.connect_timeout)
+        """One try at each server until one can serve, at most `connect_timeout` seconds each."""
+        await self._fleet.check()
+
+    def routed(self, key: bytes, admits: Admits | None = None) -> Self:
+        other = copy(self)
+        other._route = self._route.keyed(key, admits)
+        return other
+
+    def replicas(self) -> list[Standing]:
+        return [replica.standing for replica in self._fleet.replicas]
 
     async def rows(self, ids: Sequence[int], marks: Sequence[int], *, reuse: bool = True) -> Rows:
         if self._pooling is Pooling.LAST:
-            parts = [self._batcher.submit(ids[: at + 1]) for at in marks]
+            parts = [self._submit(ids[: at + 1]) for at in marks]
             verdicts = [row for rows in await asyncio.gather(*parts) for row in rows]
         else:
-            rows = await self._batcher.submit(ids)
+            rows = await self._submit(ids)
             given = self._given(ids)
             self._expect(len(rows), len(given))
             by_place = dict(zip(given, rows, strict=True))
@@ -118,10 +136,33 @@ class HttpPooling:
         """The positions that the server gives rows of."""
         return range(len(ids))
 
-    async def _ask(self, batch: list[Sequence[int]]) -> list[list[float]]:
+    async def _submit(self, ids: Sequence[int]) -> list[float]:
+        """The verdicts on one path, by the first server that gives them."""
+        errand = self._route.errand()
+        while True:
+            try:
+                with errand.begun() as replica:
+                    return await self._batcher(replica).submit(ids)
+            except PonderError as error:
+                if not errand.goes_on(error):
+                    raise
+
+    def _batcher(self, replica: Replica) -> Paths:
+        """What goes to a server at once, of all searches together."""
+        if replica not in self._batchers:
+            for gone in [r for r in self._batchers if r not in self._fleet.replicas]:
+                if not gone.in_flight:
+                    del self._batchers[gone]
+            ask = partial(self._ask, replica)
+            self._batchers[replica] = Batcher(ask, size=BATCH, in_flight=IN_FLIGHT)
+        return self._batchers[replica]
+
+    async def _ask(self, replica: Replica, batch: list[Sequence[int]]) -> list[list[float]]:
         """The verdict of each row of each path."""
         with boundary(ScorerError, self.name):
-            answer = await self._post(batch, encoding_format="base64", endianness="little")
+            answer = await self._pooled(
+                replica, batch, encoding_format="base64", endianness="little"
+            )
             return [self._decode(b64decode(data)) for data in answer]
 
     def _decode(self, data: bytes) -> list[float]:
@@ -139,8 +180,8 @@ class HttpPooling:
         await self._shape((0, 0))
 
     async def _shape(self, ids: Sequence[int]) -> None:
-        with boundary(ScorerError, self.name):
-            (data,) = await self._post([ids], encoding_format="float")
+        with boundary(ScorerError, self.name), self._route.errand().begun() as replica:
+            (data,) = await self._pooled(replica, [ids], encoding_format="float")
         match data:
             case [[*labels], [*_]]:
                 self._pooling = Pooling.ALL
@@ -158,16 +199,23 @@ class HttpPooling:
                 f"{self.name} gives {self._labels} labels a token; a reward model gives one or two"
             )
 
-    async def _post(self, batch: Sequence[Sequence[int]], **encoding: str) -> list[Any]:
+    async def _pooled(
+        self, replica: Replica, batch: Sequence[Sequence[int]], **encoding: str
+    ) -> list[Any]:
         body = {
             "model": self._engine.model,
             "input": [list(ids) for ids in batch],
             "use_activation": self._activation,
         }
-        answer = await self._upstream.post(ROUTE, body | encoding)
+        answer = await self._posted(replica, ROUTE, body | encoding)
         items = sorted(answer["data"], key=lambda item: item["index"])
         self._expect(len(items), len(batch))
         return [item["data"] for item in items]
+
+    async def _posted(self, replica: Replica, path: str, body: dict[str, Any]) -> Any:
+        # Where another server works, each path is sent there rather than waits for this one.
+        others = any(r is not replica for r in self._fleet.up)
+        return await replica.post(path, body, 0 if others else None)
 
     def _expect(self, got: int, wanted: int) -> None:
         if got != wanted:
@@ -194,7 +242,7 @@ class HttpPrm(HttpPooling):
         if self.layout.labels and not await self._has_pooling():
             self._completes = True
             self.context -= 1  # the label comes after the last token
-            await self._ask([(0, 0)])
+            await self._submit((0, 0))
             return
         step_id = self.layout.step_id
         last = 0 if step_id is None else step_id
@@ -203,16 +251,16 @@ class HttpPrm(HttpPooling):
             raise ScorerError(f"{self.name} gives rows for a step token, which this style lacks")
 
     async def _has_pooling(self) -> bool:
-        described = await self._upstream.get("/openapi.json")
+        described = await self._fleet.up[0].upstream.get("/openapi.json")
         return ROUTE in (described or {}).get("paths", {})
 
-    async def _ask(self, batch: list[Sequence[int]]) -> list[list[float]]:
+    async def _ask(self, replica: Replica, batch: list[Sequence[int]]) -> list[list[float]]:
         if not self._completes:
-            return await super()._ask(batch)
+            return await super()._ask(replica, batch)
         with boundary(ScorerError, self.name):
-            return await self._completed(batch)
+            return await self._completed(replica, batch)
 
-    async def _completed(self, batch: list[Sequence[int]]) -> list[list[float]]:
+    async def _completed(self, replica: Replica, batch: list[Sequence[int]]) -> list[list[float]]:
         """The good label's share of both labels, as what follows each of the prompts."""
         assert self.layout.labels is not None
         body = {
@@ -225,7 +273,7 @@ class HttpPrm(HttpPooling):
             **neutral(),
             "temperature": 0.0,
         }
-        answer = await self._upstream.post(COMPLETIONS, body)
+        answer = await self._posted(replica, COMPLETIONS, body)
         choices = sorted(answer["choices"], key=lambda choice: choice["index"])
         self._expect(len(choices), len(batch))
         tops = [choice["logprobs"]["top_logprobs"][0] for choice in choices]

@@ -76,8 +76,7 @@ async def test_it_reads_the_servers_own_word_on_its_cache(
 ) -> None:
     stream = ask(engine, prompt, cut=Cut("", 1))
     await anext(stream)
-    assert engine._gauges is not None
-    await engine._gauges._ask()
+    await engine._fleet.replicas[0].gauges._ask()
     load = engine.load()
     await stream.aclose()
     assert (load.running, load.preempted) == (1, 0)
@@ -153,7 +152,7 @@ async def test_a_steps_connection_serves_the_next(
 
 def connections(engine: HttpEngine) -> set[int]:
     """Those that wait for the next request."""
-    session = engine._upstream._session
+    session = engine._fleet.replicas[0].upstream._session
     assert session is not None and session.connector is not None
     return {id(kept[0]) for pool in session.connector._conns.values() for kept in pool}
 

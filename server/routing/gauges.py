@@ -1,17 +1,15 @@
-"""What a remote vLLM's /metrics say of its KV cache, asked for now and then while it works."""
+"""What a remote vLLM's /metrics say of its load, asked for now and then while it works."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from server.errors import PonderError, boundary
-from server.types import Load
 from server.upstream import Upstream
 
 PATH = "/metrics"
@@ -20,6 +18,9 @@ WITHIN = 2.0  # seconds
 USED = "vllm:kv_cache_usage_perc"  # a share, in spite of its name
 PREEMPTED = "vllm:num_preemptions_total"
 CACHE = "vllm:cache_config_info"
+RUNNING, WAITING = "vllm:num_requests_running", "vllm:num_requests_waiting"
+QUERIES, HITS = "vllm:prefix_cache_queries_total", "vllm:prefix_cache_hits_total"
+READ = (USED, PREEMPTED, CACHE, RUNNING, WAITING, QUERIES, HITS)
 log = logging.getLogger(__name__)
 
 
@@ -27,27 +28,30 @@ class Gauges:
     """The last answer. A server that has no metrics is not asked again; one that fails to answer
     is, and no request fails for it."""
 
-    def __init__(self, upstream: Upstream, every: float = EVERY):
+    def __init__(
+        self, upstream: Upstream, every: float | None = EVERY, ours: Callable[[], int] = lambda: 0
+    ):
+        """It is asked every so many seconds; if None, never. `ours` is how many of the server's
+        requests are from here."""
         self.used = 0.0  # share of the KV cache, the mean over a server's engines
         self.tokens = 0  # that the KV cache holds
         self.preempted = 0
-        self._upstream, self._every = upstream, every
-        self._missing = False
+        self.others = 0  # requests that are not from here
+        self.queries = self.hits = 0  # tokens looked up in the prefix cache, and found there
+        self._upstream, self._every, self._ours = upstream, every or EVERY, ours
+        self._missing = every is None
         self._task: asyncio.Task[None] | None = None
 
     def watch(self) -> None:
         """Ask every so many seconds, until the server has nothing of ours to do."""
         if self._task is None and not self._missing:
-            self.used = 0.0  # what was said before the server rested is old
+            self.used, self.others = 0.0, 0  # what was said before the server rested is old
             self._task = asyncio.create_task(self._watch())
 
     async def close(self) -> None:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
-
-    def seen(self, load: Load) -> Load:
-        return replace(load, kv=self.used, kv_tokens=self.tokens, preempted=self.preempted)
 
     async def _watch(self) -> None:
         try:
@@ -59,25 +63,31 @@ class Gauges:
             self._task = None
 
     async def _ask(self) -> None:
+        ours = self._ours()
         try:
             text = await self._upstream.text(PATH, within=WITHIN)
             with boundary(PonderError, PATH):
-                self.read(text or "")
+                # Which of them it had counted, nobody knows: other gateways are not made up.
+                self.read(text or "", max(ours, self._ours()))
         except PonderError as error:
             log.debug("the engine's metrics: %s", error.message)
 
-    def read(self, text: str) -> None:
+    def read(self, text: str, ours: int = 0) -> None:
         """Prometheus' text format. `ValueError` if it is something else."""
-        found: dict[str, list[Sample]] = {USED: [], PREEMPTED: [], CACHE: []}
-        for sample in _samples(text, tuple(found)):
-            found[sample.name].append(sample)
+        found: dict[str, list[Sample]] = {name: [] for name in READ}
+        for sample in _samples(text, READ):
+            if sample.name in found:
+                found[sample.name].append(sample)
         if not found[USED]:
             self._missing = True
             log.info("the server tells nothing of its KV cache at %s", PATH)
             return
-        self.used = sum(s.value for s in found[USED]) / len(found[USED])
-        self.preempted = int(sum(s.value for s in found[PREEMPTED]))
+        total = {name: sum(s.value for s in samples) for name, samples in found.items()}
+        self.used = total[USED] / len(found[USED])
+        self.preempted = int(total[PREEMPTED])
         self.tokens = sum(map(_tokens, found[CACHE]))
+        self.others = max(0, int(total[RUNNING] + total[WAITING]) - ours)
+        self.queries, self.hits = int(total[QUERIES]), int(total[HITS])
 
 
 def _samples(text: str, names: tuple[str, ...]) -> Iterator[Sample]:

@@ -1,4 +1,4 @@
-"""A remote vLLM's metrics: read while it works, missed without harm."""
+"""A vLLM server's metrics: read while it works, missed without harm."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import pytest
 from starlette.types import Receive, Send
 
 from server.config import HttpSettings
-from server.engine.gauges import Gauges
 from server.errors import EngineDead, EngineError
-from server.types import Load
+from server.routing.gauges import Gauges
 from server.upstream import Upstream
 from tests.scripted import Reply, Scripted, document, head, part, refusal, serving
 
@@ -19,6 +18,15 @@ METRICS = """\
 # HELP vllm:num_requests_running Number of requests in model execution batches.
 # TYPE vllm:num_requests_running gauge
 vllm:num_requests_running{engine="0",model_name="m"} 3.0
+# TYPE vllm:num_requests_waiting gauge
+vllm:num_requests_waiting{engine="0",model_name="m"} 4.0
+# TYPE vllm:num_requests_waiting_by_reason gauge
+vllm:num_requests_waiting_by_reason{engine="0",reason="capacity"} 4.0
+# TYPE vllm:prefix_cache_queries counter
+vllm:prefix_cache_queries_total{engine="0",model_name="m"} 640.0
+vllm:prefix_cache_queries_created{engine="0",model_name="m"} 1.7e+09
+# TYPE vllm:prefix_cache_hits counter
+vllm:prefix_cache_hits_total{engine="0",model_name="m"} 512.0
 # HELP vllm:kv_cache_usage_perc KV-cache usage. 1 means 100 percent usage.
 # TYPE vllm:kv_cache_usage_perc gauge
 vllm:kv_cache_usage_perc{engine="0",model_name="m"} 0.25
@@ -69,14 +77,33 @@ async def watched(gauges: Gauges, upstream: Upstream) -> None:
     assert gauges._task is None
 
 
+def said(gauges: Gauges) -> tuple[float, int, int, int, int, int]:
+    cache = gauges.used, gauges.tokens, gauges.preempted
+    return *cache, gauges.others, gauges.queries, gauges.hits
+
+
 async def test_they_are_read_while_the_server_works(remote: Scripted, upstream: Upstream) -> None:
     remote.pages["/metrics"] = text(METRICS)
-    gauges = Gauges(upstream, every=0.01)
+    gauges = Gauges(upstream, every=0.01, ours=lambda: 5)
     await watched(gauges, upstream)
-    assert gauges.seen(Load(1, 2, 3)) == Load(1, 2, 3, kv=0.5, kv_tokens=3200, preempted=3)
+    assert said(gauges) == (0.5, 3200, 3, 2, 640, 512)
     gauges.watch()  # after a rest the cache may be as empty as it was full
-    assert gauges.seen(Load(1, 2, 3)) == Load(1, 2, 3, kv_tokens=3200, preempted=3)
+    assert said(gauges) == (0.0, 3200, 3, 0, 640, 512)
     await gauges.close()
+
+
+async def test_our_own_requests_are_nobody_elses(remote: Scripted, upstream: Upstream) -> None:
+    """The server may not have counted yet what is on its way."""
+    remote.pages["/metrics"] = text(METRICS)
+    gauges = Gauges(upstream, every=0.01, ours=lambda: 9)
+    await watched(gauges, upstream)
+    assert gauges.others == 0
+
+
+async def test_a_server_that_is_not_to_be_asked(remote: Scripted, upstream: Upstream) -> None:
+    gauges = Gauges(upstream, every=None)
+    gauges.watch()
+    assert gauges._task is None
 
 
 @pytest.mark.parametrize("page", [refusal(500, "no"), refusal(403, "no"), text("a{ b\x00")])
@@ -84,7 +111,7 @@ async def test_a_failure_is_nobodys(remote: Scripted, upstream: Upstream, page: 
     remote.pages["/metrics"] = page
     gauges = Gauges(upstream, every=0.01)
     await watched(gauges, upstream)
-    assert gauges.seen(Load(1, 2, 3)) == Load(1, 2, 3)
+    assert said(gauges) == (0, 0, 0, 0, 0, 0)
 
 
 @pytest.mark.parametrize("page", [refusal(404, "no"), document({}), text("up 1\n")])
