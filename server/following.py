@@ -1,30 +1,42 @@
-"""Follows a folder of published weights: what is promoted there is served."""
+"""Follows announced weights: what is promoted is served.
+
+A model in this process goes over to what was promoted last (`server.promotions`). Servers that
+follow what is announced by themselves (`server.pod`) say what they are to serve next, and searches
+go over with them, so that none is ever pinned to what no server has.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping
 
 from server.errors import PonderError
-from server.published import KINDS, Kind, Promoted, promoted, seen
+from server.promotions import Promotions
+from server.published import Kind, Promoted
 from server.weights import Weights
 
 log = logging.getLogger(__name__)
 
 
 class Follower:
-    """Looks at the folder every so many seconds, from `start` on.
+    """Looks every so many seconds, from `start` on; `announced` is told what it sees.
 
     Each promotion is followed once: one that is refused, or that was rolled back by a call, is not
-    tried again until something is promoted after it.
+    tried again until something is promoted after it. What servers say is followed until it is so.
     """
 
-    def __init__(self, weights: Weights, folder: Path, seconds: float):
-        self._weights, self._folder, self._seconds = weights, folder, seconds
-        self._seen: Sequence[tuple[str, int]] = ()
+    def __init__(
+        self,
+        weights: Weights,
+        promotions: Promotions,
+        seconds: float,
+        announced: Callable[[Mapping[Kind, str]], None] = lambda _: None,
+    ):
+        self._weights, self._promotions, self._seconds = weights, promotions, seconds
+        self._announced = announced
         self._followed: dict[Kind, Promoted] = {}
+        self._told: dict[Kind, str] = {}  # what could not be served, by the servers' own word
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -39,26 +51,40 @@ class Follower:
 
     async def look(self) -> None:
         """Follow what was promoted since the last look; never raises for what cannot be served."""
-        now = await asyncio.to_thread(seen, self._folder)
-        if now == self._seen:
-            return
-        self._seen = now
-        newest = await asyncio.to_thread(self._newest)
-        wanted = {k: p for k, p in newest.items() if p != self._followed.get(k)}
+        newest = await self._promotions.newest()
+        self._announced(self._promotions.versions())
+        here = {k: p for k, p in newest.items() if k not in self._weights.followed}
+        wanted = {k: p for k, p in here.items() if p != self._followed.get(k)}
         self._followed |= wanted
         if wanted:
-            await self._follow(wanted)
+            folders = {kind: str(p.folder) for kind, p in wanted.items()}
+            if error := await self._load(folders):
+                names = ", ".join(f"{kind} {p.version}" for kind, p in wanted.items())
+                log.error("promoted, but not served: %s: %s", names, error)
+        await self._follow_servers()
 
-    async def _follow(self, wanted: dict[Kind, Promoted]) -> None:
+    async def _follow_servers(self) -> None:
+        if not self._weights.followed:
+            return
         try:
-            await self._weights.load({kind: str(p.folder) for kind, p in wanted.items()})
-        except (PonderError, OSError) as error:
-            names = ", ".join(f"{kind} {p.version}" for kind, p in wanted.items())
-            log.error("promoted, but not served: %s: %s", names, error)
+            coming = await self._weights.coming()
+        except PonderError as error:
+            log.debug("the servers' weights: %s", error.message)
+            return
+        serving = self._weights.serving
+        for kind, version in coming.items():
+            if version == serving[kind].version:
+                self._told.pop(kind, None)
+            elif (error := await self._load({kind: version})) and self._told.get(kind) != version:
+                self._told[kind] = version
+                log.error("the %s is to be %s, but is not served: %s", kind, version, error)
 
-    def _newest(self) -> dict[Kind, Promoted]:
-        found = {kind: promoted(self._folder, kind) for kind in KINDS}
-        return {kind: versions[-1] for kind, versions in found.items() if versions}
+    async def _load(self, wanted: Mapping[Kind, str]) -> Exception | None:
+        try:
+            await self._weights.load(wanted)
+        except (PonderError, OSError) as error:
+            return error
+        return None
 
     async def _watch(self) -> None:
         while True:

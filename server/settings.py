@@ -12,9 +12,9 @@ import difflib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any, TypeVar, get_origin
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from server.config import Settings
 from server.sources import (
@@ -31,21 +31,33 @@ from server.sources import (
     variable,
 )
 
+Model = TypeVar("Model", bound=BaseModel)
+
 
 def load_settings(
     file: Path | None, env: Mapping[str, str], flags: Mapping[str, Any] | None = None
 ) -> Settings:
+    """The server's."""
+    return load(Settings, file, env, flags)
+
+
+def load(
+    model: type[Model],
+    file: Path | None,
+    env: Mapping[str, str],
+    flags: Mapping[str, Any] | None = None,
+) -> Model:
     """The settings of `file`, then `PONDER_*` of `env`, then `flags` by dotted key.
 
     Values of `flags` that are not text are taken as they are. Raises `SettingsError`.
     """
-    schema = schema_of(Settings)
+    schema = schema_of(model)
     given = from_file(file) if file else []
     later = [*from_env(env), *from_flags(flags or {})]
     _collect(lambda entry: _known(entry, schema), [*given, *later])
     entries = given + _collect(lambda entry: parsed(entry, schema), later)
     _refuse_switched_kinds(entries)
-    return _validated(entries, schema)
+    return _validated(model, entries, schema)
 
 
 def _collect(check: Callable[[Entry], Entry], entries: Iterable[Entry]) -> list[Entry]:
@@ -114,11 +126,11 @@ def _merged(entries: Iterable[Entry]) -> dict[str, Any]:
     return tree
 
 
-def _validated(entries: list[Entry], schema: Schema) -> Settings:
+def _validated(model: type[Model], entries: list[Entry], schema: Schema) -> Model:
     # Strict JSON rules: no text for numbers, no numbers for booleans, but lists for tuples.
     text = json.dumps(_merged(entries), default=str)
     try:
-        return Settings.model_validate_json(text, strict=True)
+        return model.model_validate_json(text, strict=True)
     except ValidationError as error:
         details = error.errors(include_url=False, include_input=False)
         raise SettingsError(

@@ -23,6 +23,7 @@ from aiohttp.abc import AbstractResolver
 from server.config import HttpSettings
 from server.errors import PonderError, boundary
 from server.eventstream import MESSAGE, Broken, Events, complaint
+from server.handover.word import PIN
 
 BACKOFF = 0.1  # seconds before the first retry, at most
 PATIENCE = 30.0  # seconds that a `Retry-After` may ask for
@@ -45,6 +46,7 @@ class Upstream:
         """`url` is that of the settings if None; the names in it are looked up by `resolver`."""
         self.running = 0
         self.waiting = 0
+        self.pin: str | None = None  # the weights that its requests are for, if it is told
         self._settings = settings
         self._error = error
         self._dead = dead
@@ -88,9 +90,18 @@ class Upstream:
     async def post(self, path: str, body: dict[str, Any], *, retries: int | None = None) -> Any:
         """The JSON answer to `body`. Cancelling it closes the connection. It is tried again as
         often as the settings say, if `retries` do not."""
+        pin = self.pin
         with boundary(self._error, path):
             async with self._slot():
-                return await self._json(await self._send("POST", path, body, retries=retries))
+                reply = await self._send("POST", path, body, retries=retries, pin=pin)
+                return await self._json(reply)
+
+    async def tell(self, path: str, body: dict[str, Any], *, within: float) -> Any:
+        """The JSON answer to what is no request of a search: one try, of so many seconds; takes no
+        slot."""
+        with boundary(self._error, path):
+            async with asyncio.timeout(within):
+                return await self._json(await self._send("POST", path, body, retries=0))
 
     @asynccontextmanager
     async def events(
@@ -98,9 +109,10 @@ class Upstream:
     ) -> AsyncIterator[Events]:
         """The event stream that answers `body`; leaving the block closes its connection, unless
         the stream was read to its end, which frees it for the next request."""
+        pin = self.pin
         with boundary(self._error, path):
             async with self._slot():
-                response = await self._send("POST", path, body, retries=retries)
+                response = await self._send("POST", path, body, retries=retries, pin=pin)
                 events = Events(response, self._error)
                 try:
                     yield events
@@ -122,14 +134,20 @@ class Upstream:
             self._slots.release()
 
     async def _send(
-        self, method: str, path: str, body: dict[str, Any] | None, *, retries: int | None = None
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None,
+        *,
+        retries: int | None = None,
+        pin: str | None = None,
     ) -> aiohttp.ClientResponse:
         """An open reply with status 2xx, or 404 to a GET."""
         left = self._settings.retries if retries is None else retries
         wait = BACKOFF
         while True:
             try:
-                response = await self._request(method, path, body)
+                response = await self._request(method, path, body, pin)
             except aiohttp.SocketTimeoutError:
                 raise  # it may be at work on it
             except (aiohttp.ClientConnectionError, aiohttp.ClientResponseError) as error:
@@ -150,13 +168,14 @@ class Upstream:
             wait *= 2
 
     async def _request(
-        self, method: str, path: str, body: dict[str, Any] | None
+        self, method: str, path: str, body: dict[str, Any] | None, pin: str | None
     ) -> aiohttp.ClientResponse:
         content = None if body is None else json.dumps(body).encode()
+        headers = None if pin is None else {PIN: pin}
         if self._session is None:
             self._session = self._new_session()
         return await self._session.request(
-            method, self._url(path), data=content, allow_redirects=False
+            method, self._url(path), data=content, headers=headers, allow_redirects=False
         )
 
     def _new_session(self) -> aiohttp.ClientSession:
@@ -215,8 +234,8 @@ class Upstream:
 
 
 def passing(status: int) -> bool:
-    """Whether trying again may help."""
-    return status in (408, 425, 429) or 500 <= status < 600
+    """Whether trying again may help; 409: the server has other weights now (`PIN`)."""
+    return status in (408, 409, 425, 429) or 500 <= status < 600
 
 
 def is_servers_fault(error: PonderError) -> bool:

@@ -61,8 +61,17 @@ class Exchangeable(Protocol):
 class Remote(Protocol):
     """A model whose server may exchange its weights without us."""
 
+    @property
+    def follows(self) -> bool:
+        """Whether its servers follow what is announced by themselves (`server.pod`)."""
+        ...
+
     async def reread(self) -> str:
         """Ask what it serves now; the version."""
+        ...
+
+    async def coming(self) -> Checkpoint:
+        """Of servers that follow: what they serve, or are to serve next."""
         ...
 
 
@@ -155,6 +164,17 @@ class Weights:
                 if isinstance(model, Remote) and await model.reread() != before:
                     self._note({part: model})
 
+    @property
+    def followed(self) -> set[Kind]:
+        """The parts whose servers follow what is announced by themselves."""
+        return {part for part, model in self._now.parts.items() if _follows(model)}
+
+    async def coming(self) -> dict[Kind, str]:
+        """The versions that the servers of those parts serve, or are to serve next. Raises
+        `EngineError` or `ScorerError` if none of a part's answers."""
+        parts = self._now.parts
+        return {part: (await parts[part].coming()).version for part in self.followed}
+
     async def close(self) -> None:
         while self._tasks:
             await asyncio.wait(self._tasks)
@@ -178,7 +198,7 @@ class Weights:
             began = perf_counter()
             outcome = "failed"
             try:
-                await self._exchange(await self._found(wanted))
+                await self._exchange_all(await self._found(wanted))
                 outcome = "loaded"
             except BadRequest:
                 outcome = "refused"
@@ -207,10 +227,21 @@ class Weights:
         return found
 
     async def _looked_over(self, part: Kind, name: str, model: Exchangeable) -> Checkpoint:
+        if _follows(model):
+            return await self._followed(part, name, model)
         folder, version = await asyncio.to_thread(self._named, part, name)
         found = await model.look_over(folder)
         if version and found.version != name:
             raise BadWeights(f"{folder} held {name} and holds {found.version} now")
+        return found
+
+    async def _followed(self, part: Kind, name: str, model: Any) -> Checkpoint:
+        found: Checkpoint = await model.coming()
+        if found.version not in (name, Path(name).name):
+            raise BadWeights(
+                f"the servers of this {part} follow what is announced, which is {found.version}: "
+                f"promote {name} there (`python -m trainer publish`, `rollback`)"
+            )
         return found
 
     def _named(self, part: Kind, name: str) -> tuple[Path, bool]:
@@ -224,6 +255,12 @@ class Weights:
         if not Path(name).is_dir():
             raise BadWeights(f"{name!r} is neither a version that is known here nor a folder")
         return Path(name).resolve(), False
+
+    async def _exchange_all(self, found: dict[Kind, Checkpoint]) -> None:
+        """Servers that go over by themselves do not go back because another part failed."""
+        for part in self.followed & found.keys():
+            await self._exchange({part: found.pop(part)})
+        await self._exchange(found)
 
     async def _exchange(self, found: Mapping[Kind, Checkpoint]) -> None:
         """All of it or nothing."""
@@ -287,6 +324,10 @@ class Weights:
         for model in {id(m): m for g in ended for m in g.parts.values()}.values():
             if id(model) not in kept:
                 self._background(_closed(model))
+
+
+def _follows(model: Any) -> bool:
+    return isinstance(model, Remote) and model.follows
 
 
 async def _closed(model: Any) -> None:

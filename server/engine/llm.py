@@ -25,22 +25,13 @@ from server.engine.arguments import arguments, prepare_environment
 from server.engine.checkpoint import Checkpoint
 from server.engine.meter import Meter
 from server.engine.process import shut_down, yield_cores
+from server.engine.reload import reload, reloads_right
 from server.errors import BadRequest, EngineDead, EngineError, PonderError, boundary
 from server.types import Load
 
 log = logging.getLogger(__name__)
 
 BACKOFF = (1.0, 2.0, 5.0, 15.0, 60.0)  # seconds before each attempt to restart; the last repeats
-# What vLLM, on a CPU, puts into a running engine as a new one would have it; seen by comparing the
-# two's log-probabilities and verdicts. Of others it may leave packed copies as they were.
-RELOADED_RIGHT = frozenset(
-    {
-        "LlamaForCausalLM",
-        "LlamaForTokenClassification",
-        "Qwen2ForCausalLM",
-        "Qwen2ForProcessRewardModel",
-    }
-)
 
 
 @contextmanager
@@ -143,10 +134,7 @@ class Llm:
         """Whether it takes these weights as it runs; else another engine is started beside it."""
         if self._settings.swap != "auto":
             return self._settings.swap == "in_place"
-        # vLLM computes the one from other weights and forgets to, and adds the other on its own.
-        if "convert" in self._defaults or "score.bias" in found.tensors or found.quantized:
-            return False
-        return not current_platform.is_cpu() or found.architecture in RELOADED_RIGHT
+        return reloads_right(found, converted="convert" in self._defaults)
 
     async def loaded(self, found: Checkpoint) -> Llm:
         """The engine that serves these weights, `share`d or new: this one, if it has them or
@@ -176,13 +164,7 @@ class Llm:
         engine, what = self.engine, f"loading {found.folder} into {self.name}"
         try:
             with llm_boundary(what):
-                await engine.pause_generation(mode="wait")
-                weights = {"weights_path": str(found.folder)}
-                await engine.collective_rpc("reload_weights", kwargs=weights)
-                await engine.collective_rpc("repack")
-                await engine.reset_prefix_cache()
-                await engine.update_weight_version(found.version)
-                await engine.resume_generation()
+                await reload(engine, found)
         except EngineError as error:
             log.error("%s; it starts again as it was", error.message)
             await self._again(engine)

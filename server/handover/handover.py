@@ -1,0 +1,166 @@
+"""The servers of one model, on their way from one version of its weights to the next.
+
+    the servers say that v2 is coming     each waits until nobody holds v1 there
+    `go`: the first half is let go        searches on v1 go on at the others
+    one of them serves v2                 from now on searches begin with v2, where it is served
+    the last search on v1 has ended       `finish`: the other half is let go, and joins
+
+All gateways let go of the servers in the order of their names, so that none waits for a server
+that another one keeps for the same reason. A single server is let go when no search runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+
+from server.errors import EngineError, PonderError
+from server.handover.held import Held
+from server.handover.word import Word
+
+RENEWAL = 2.0  # seconds between renewals of the holds; a small part of what they last
+POLL = 0.1  # seconds between looks at a server that is on its way
+PATIENCE = 900.0  # seconds that the first server may take to serve what was said to come
+LAST = 5.0  # seconds to let go of all at the end
+NEVER = datetime.min.replace(tzinfo=UTC)
+log = logging.getLogger(__name__)
+
+
+class Handover:
+    """`servers` gives those that there are now. `version` is what searches begin with."""
+
+    def __init__(self, servers: Callable[[], Sequence[Held]]):
+        self.version = ""
+        self._get = servers
+        self._going: set[Held] = set()  # that are being let go
+        self._keeper: asyncio.Task[None] | None = None
+        self._letting: set[asyncio.Task[None]] = set()
+
+    @property
+    def servers(self) -> list[Held]:
+        return sorted(self._get(), key=lambda server: server.name)
+
+    def serve(self, version: str) -> list[Held]:
+        """Those that a search which began with `version` may ask."""
+        return [s for s in self.servers if s.version == version]
+
+    async def start(self) -> bool:
+        """Hold what the servers serve; False if they are none of ours. Raises what the last one
+        to answer raised if none does, and `EngineError` if some are ours and others not."""
+        servers = self.servers
+        said = await asyncio.gather(*(s.ask() for s in servers), return_exceptions=True)
+        words = [word for word in said if not isinstance(word, BaseException)]
+        if not words:
+            raise next(e for e in reversed(said) if isinstance(e, BaseException))
+        ours = [word for word in words if word is not None]
+        if not ours:
+            return False
+        if len(ours) < len(words):
+            others = [s.name for s, w in zip(servers, said, strict=True) if w is None]
+            raise EngineError(f"some servers follow announced weights and others do not: {others}")
+        self.version = _first(ours)
+        await self._renew()
+        self._keeper = asyncio.create_task(self._keep())
+        return True
+
+    async def coming(self) -> str:
+        """What the servers are to serve: of what they say, what was promoted last."""
+        await asyncio.gather(*(s.ask() for s in self.servers), return_exceptions=True)
+        words = [s.word for s in self.servers if s.word is not None]
+        if not words:
+            raise EngineError("no server answers")
+        return _last(words)
+
+    def drains(self, version: str) -> bool:
+        """Whether no search may run while it goes over: nobody would serve those that do."""
+        there = any(s.word and s.word.version == version for s in self.servers)
+        return not there and len(self.serve(self.version)) < 2
+
+    async def go(self, version: str) -> None:
+        """Searches begin with `version` from now on; returns when a server serves it. Raises
+        `EngineError` if none is to serve it any more, and goes on as it was."""
+        before, self.version = self.version, version
+        now = self.serve(before)
+        try:
+            await self._renew()
+            if not self.serve(version):
+                self._let_go(now[: (len(now) + 1) // 2])
+            async with asyncio.timeout(PATIENCE):
+                await self._served(version)
+        except BaseException as error:
+            self.version = before
+            await self._renew()
+            if isinstance(error, TimeoutError):
+                text = f"{version} was not served within {PATIENCE:.0f} seconds"
+                raise EngineError(text) from error
+            raise
+
+    async def finish(self, version: str) -> None:
+        """The last search on `version` has ended."""
+        if version != self.version:
+            self._let_go(self.serve(version))
+
+    async def close(self) -> None:
+        """No search runs any more. Holds that cannot be let go end by themselves."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.wait([self._keeper])
+        self._let_go(self.servers)
+        if self._letting:
+            await asyncio.wait(self._letting, timeout=LAST)
+
+    def _let_go(self, servers: Sequence[Held]) -> None:
+        for server in servers:
+            task = asyncio.create_task(self._let_one_go(server))
+            self._letting.add(task)
+            task.add_done_callback(self._letting.discard)
+
+    async def _let_one_go(self, server: Held) -> None:
+        self._going.add(server)
+        try:
+            await server.let_go()
+        except PonderError as error:
+            log.warning("letting go of %s: %s", server.name, error.message)
+        finally:
+            self._going.discard(server)
+
+    async def _served(self, version: str) -> None:
+        while not self.serve(version):
+            await asyncio.sleep(POLL)
+            await self._renew()
+            words = [s.word for s in self.servers if s.word is not None]
+            if not self._going and not any(word.goal == version for word in words):
+                said = "; ".join(w.refused[version] for w in words if version in w.refused)
+                raise EngineError(f"no server is to serve {version} any more {said}".rstrip())
+
+    async def _keep(self) -> None:
+        while True:
+            await asyncio.sleep(RENEWAL)
+            await self._renew()
+
+    async def _renew(self) -> None:
+        """Renew the holds; take hold of a server that has come to what searches begin with."""
+        kept = [s for s in self.servers if s not in self._going]
+        await asyncio.gather(*map(self._renew_one, kept))
+
+    async def _renew_one(self, server: Held) -> None:
+        try:
+            if server.version is not None:
+                await server.hold(server.version)
+            elif (word := await server.ask()) is not None and word.version == self.version:
+                await server.hold(self.version)
+        except PonderError as error:
+            log.debug("%s: %s", server.name, error.message)
+
+
+def _first(words: Sequence[Word]) -> str:
+    """What searches begin with: what is to be served where it is, else what the first serves."""
+    last = _last(words)
+    served = [word.version for word in words]
+    return last if last in served else served[0]
+
+
+def _last(words: Sequence[Word]) -> str:
+    return max(words, key=lambda word: (word.at or NEVER, word.goal)).goal

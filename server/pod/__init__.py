@@ -1,0 +1,1 @@
+"""vLLM's own server, following announced weights: `python -m server.pod --model MODEL ...`"""
