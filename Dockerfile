@@ -7,7 +7,7 @@
 #   docker build --target gateway --tag ponder-gateway .
 #   docker build --target cpu --tag ponder-cpu --build-arg TORCH_INDEX_URL=... .
 #
-# All run as 10001 on a read-only root; they write to /var/lib/ponder and /tmp alone.
+# Without --target it is the gateway. All run as 10001 on a read-only root; they write to /var/lib/ponder and /tmp alone.
 
 ARG PYTHON_VERSION=3.11
 ARG VLLM_VERSION=0.32.0
@@ -33,67 +33,6 @@ COPY server server
 ARG PONDER_VERSION=0.1.0
 RUN /opt/tools/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheels . \
     && test -e "/wheels/ponder-${PONDER_VERSION}-py3-none-any.whl"
-
-# -- gateway: no distribution either, only what Python needs of one
-
-FROM wheels AS gateway-build
-RUN apt-get update \
-    && apt-get install --yes --no-install-recommends binutils g++ \
-    && rm -rf /var/lib/apt/lists/*
-# numpy only carries arrays here: without OpenBLAS it takes a third of the room.
-RUN --mount=type=cache,target=/root/.cache/pip \
-    PATH="/opt/tools/bin:${PATH}" pip wheel --no-deps --no-build-isolation --no-binary numpy \
-        --constraint constraints/cpu.txt --wheel-dir /opt/numpy \
-        --config-settings setup-args=-Dblas=none --config-settings setup-args=-Dlapack=none \
-        --config-settings setup-args=-Dallow-noblas=true \
-        --config-settings setup-args=-Ddisable-optimization=true numpy
-# Without hf-xet, huggingface_hub fetches over plain HTTP.
-RUN --mount=type=cache,target=/root/.cache/pip \
-    python3 -m venv --without-pip /opt/venv \
-    && /opt/tools/bin/pip --python /opt/venv/bin/python install --no-compile \
-        --constraint constraints/cpu.txt /opt/numpy/numpy-*.whl /wheels/ponder*.whl \
-    && /opt/tools/bin/pip --python /opt/venv/bin/python uninstall --yes hf-xet
-COPY models/policy /opt/sample
-COPY deploy/image deploy/image
-RUN /opt/tools/bin/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml \
-        --output-file /opt/sbom.cdx.json /opt/venv/bin/python \
-    && python3 deploy/image/slim.py /opt/venv \
-    && /opt/venv/bin/python deploy/image/warm.py /opt/sample \
-    && python3 deploy/image/root.py /image /opt/venv
-
-FROM scratch AS gateway
-COPY --from=gateway-build /image /
-COPY --from=gateway-build /opt/venv /opt/venv
-COPY --from=gateway-build /opt/sbom.cdx.json /opt/ponder/sbom.cdx.json
-COPY deploy/image/healthcheck.py /opt/ponder/healthcheck.py
-COPY configs/remote.yaml /opt/ponder/configs/remote.yaml
-ARG PONDER_VERSION=0.1.0
-ARG REVISION=unknown
-ARG CREATED=unknown
-LABEL org.opencontainers.image.title="ponder-gateway" \
-      org.opencontainers.image.description="Reward-guided search over remote vLLM servers" \
-      org.opencontainers.image.version="${PONDER_VERSION}" \
-      org.opencontainers.image.revision="${REVISION}" \
-      org.opencontainers.image.created="${CREATED}" \
-      org.opencontainers.image.licenses="Apache-2.0"
-ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin \
-    LANG=C.UTF-8 \
-    PYTHONUNBUFFERED=1 \
-    PYTHONDONTWRITEBYTECODE=1 \
-    SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt \
-    HOME=/var/lib/ponder \
-    HF_HOME=/var/lib/ponder/huggingface \
-    PONDER_CONFIG=/opt/ponder/configs/remote.yaml \
-    PONDER_SERVER__HOST=0.0.0.0 \
-    PONDER_TRACES__FOLDER=/var/lib/ponder/traces
-USER 10001:10001
-WORKDIR /var/lib/ponder
-VOLUME ["/var/lib/ponder"]
-EXPOSE 8000
-HEALTHCHECK --interval=10s --timeout=5s --start-period=30s \
-    CMD ["python", "/opt/ponder/healthcheck.py"]
-ENTRYPOINT ["ponder"]
-CMD ["serve"]
 
 # -- cpu
 
@@ -236,3 +175,64 @@ LABEL org.opencontainers.image.title="ponder-trainer" \
 HEALTHCHECK NONE
 ENTRYPOINT ["python3", "-m", "trainer"]
 CMD ["--help"]
+
+# -- gateway: no distribution either, only what Python needs of one
+
+FROM wheels AS gateway-build
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends binutils g++ \
+    && rm -rf /var/lib/apt/lists/*
+# numpy only carries arrays here: without OpenBLAS it takes a third of the room.
+RUN --mount=type=cache,target=/root/.cache/pip \
+    PATH="/opt/tools/bin:${PATH}" pip wheel --no-deps --no-build-isolation --no-binary numpy \
+        --constraint constraints/cpu.txt --wheel-dir /opt/numpy \
+        --config-settings setup-args=-Dblas=none --config-settings setup-args=-Dlapack=none \
+        --config-settings setup-args=-Dallow-noblas=true \
+        --config-settings setup-args=-Ddisable-optimization=true numpy
+# Without hf-xet, huggingface_hub fetches over plain HTTP.
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python3 -m venv --without-pip /opt/venv \
+    && /opt/tools/bin/pip --python /opt/venv/bin/python install --no-compile \
+        --constraint constraints/cpu.txt /opt/numpy/numpy-*.whl /wheels/ponder*.whl \
+    && /opt/tools/bin/pip --python /opt/venv/bin/python uninstall --yes hf-xet
+COPY models/policy /opt/sample
+COPY deploy/image deploy/image
+RUN /opt/tools/bin/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml \
+        --output-file /opt/sbom.cdx.json /opt/venv/bin/python \
+    && python3 deploy/image/slim.py /opt/venv \
+    && /opt/venv/bin/python deploy/image/warm.py /opt/sample \
+    && python3 deploy/image/root.py /image /opt/venv
+
+FROM scratch AS gateway
+COPY --from=gateway-build /image /
+COPY --from=gateway-build /opt/venv /opt/venv
+COPY --from=gateway-build /opt/sbom.cdx.json /opt/ponder/sbom.cdx.json
+COPY deploy/image/healthcheck.py /opt/ponder/healthcheck.py
+COPY configs/remote.yaml /opt/ponder/configs/remote.yaml
+ARG PONDER_VERSION=0.1.0
+ARG REVISION=unknown
+ARG CREATED=unknown
+LABEL org.opencontainers.image.title="ponder-gateway" \
+      org.opencontainers.image.description="Reward-guided search over remote vLLM servers" \
+      org.opencontainers.image.version="${PONDER_VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.created="${CREATED}" \
+      org.opencontainers.image.licenses="Apache-2.0"
+ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin \
+    LANG=C.UTF-8 \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt \
+    HOME=/var/lib/ponder \
+    HF_HOME=/var/lib/ponder/huggingface \
+    PONDER_CONFIG=/opt/ponder/configs/remote.yaml \
+    PONDER_SERVER__HOST=0.0.0.0 \
+    PONDER_TRACES__FOLDER=/var/lib/ponder/traces
+USER 10001:10001
+WORKDIR /var/lib/ponder
+VOLUME ["/var/lib/ponder"]
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s \
+    CMD ["python", "/opt/ponder/healthcheck.py"]
+ENTRYPOINT ["ponder"]
+CMD ["serve"]

@@ -2,13 +2,14 @@
 PYTHON ?= python3
 CONFIG ?= configs/reference.yaml
 NAME ?= search
+IMAGE_TARGETS ?= gateway cpu trainer
 PONDER_EXTRA ?= cpu
 export PONDER_EXTRA TORCH_INDEX_URL
 
 BIN := .venv/bin
 NODE_STAMP := tests/node/node_modules/.package-lock.json
 
-.PHONY: help setup demo test lint type bench lock
+.PHONY: help setup demo test lint type bench lock image
 
 help:
 	@echo "make demo         set up, start the server, solve a puzzle, go on serving (ONCE=1: end)"
@@ -17,6 +18,7 @@ help:
 	@echo "make lint type    ruff; mypy"
 	@echo "make bench        a shortened benchmark; NAME=search (default), overhead, ..."
 	@echo "make lock         resolve constraints/ anew"
+	@echo "make image        build the images and try them; IMAGE_TARGETS=gateway, ..."
 
 setup:
 	@$(PYTHON) scripts/setup.py
@@ -44,3 +46,7 @@ bench: setup
 
 lock:
 	$(PYTHON) scripts/setup.py --lock
+
+image: setup
+	deploy/image/build.sh $(IMAGE_TARGETS)
+	$(BIN)/pytest $(wildcard $(IMAGE_TARGETS:%=deploy/image/checks/test_%_image.py))

@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Base images from Debian's packages, where no registry of images can be reached.
+#
+#   apt-get install buildah podman runc catatonit debootstrap
+#   eval "$(deploy/image/offline-base.sh)" && make image
+#
+# Makes docker.io/library/python:3.11-slim-bookworm in a store of its own (IMAGE_STORE) and prints
+# the settings that have `make image` use it. pip's settings and this machine's certificates come
+# along, so that the Dockerfile stays as it is. Remove the store by `rm -rf` when done.
+set -euo pipefail
+
+store=${IMAGE_STORE:-/var/tmp/ponder-images}
+name=docker.io/library/python:3.11-slim-bookworm
+where="--root $store/root --runroot $store/run"
+
+make_base() {
+  local rootfs=$store/rootfs
+  debootstrap --variant=minbase --include=ca-certificates,python3-venv bookworm "$rootfs"
+  rm -rf "$rootfs"/var/cache/apt/* "$rootfs"/var/lib/apt/lists/*
+  ln -s /usr/bin/python3 "$rootfs/usr/local/bin/python"
+  mkdir -p "$rootfs"/usr/local/lib/python3.11/site-packages
+  cp /etc/ssl/certs/ca-certificates.crt "$rootfs/etc/ssl/certs/ca-certificates.crt"
+  [ ! -e /etc/pip.conf ] || cp /etc/pip.conf "$rootfs/etc/pip.conf"
+  local cert=/etc/ssl/certs/ca-certificates.crt
+  # shellcheck disable=SC2086
+  tar -C "$rootfs" -c . | podman $where import \
+    --change "ENV PIP_CERT=$cert" --change "ENV SSL_CERT_FILE=$cert" \
+    --change "ENV PATH=/usr/local/bin:/usr/local/sbin:/usr/bin:/usr/sbin:/bin:/sbin" - "$name"
+  rm -rf "$rootfs"
+}
+
+# shellcheck disable=SC2086
+podman $where image exists "$name" || make_base >&2
+
+# Folders that pip's settings name as indexes or as places to look for wheels.
+volumes=
+for place in $(python3 -m pip config list | grep -oE "/[^' ]+" | sed 's,^//,,' | sort -u); do
+  folder=${place%/simple}
+  [ ! -d "$folder" ] || volumes+=" --volume $folder:$folder:ro"
+done
+cat <<END
+export IMAGE_BUILD="buildah $where build --isolation chroot --format docker$volumes"
+export IMAGE_CLI="podman $where --runtime runc"
+END
