@@ -27,10 +27,13 @@ from server.api.server import uvicorn_config
 from server.config import ServerSettings, Settings, VllmSettings
 from server.following import Follower
 from server.metrics import Metrics
+from server.promotions import Promotions
 from server.reward import Models
 from server.routing.collector import Replicas
 from server.service import Service
 from server.sources import SettingsError
+from server.state.announced import Announced
+from server.state.connection import Connection
 from server.traces import TraceStore
 from server.traces.local import make_store
 from server.types import Load
@@ -172,12 +175,15 @@ async def built(settings: Settings, stack: AsyncExitStack) -> tuple[Service, Fas
             starts.append(_timed_start(name, part.start))
     await _started(starts, together=may_start_together(settings))
     metrics = Metrics(CollectorRegistry())
+    redis = await _connected(settings, metrics, stack)
+    quotas = _quotas(settings, redis, metrics)
+    stack.push_async_callback(quotas.close)
     service = Service(
         settings, Models(policy, profile, prm, orm, tools, judge), traces=traces, observer=metrics
     )
     stack.push_async_callback(service.weights.close)
     watch(metrics, service, traces)
-    await _follow(settings, service, stack)
+    await _follow(settings, service, metrics, redis, stack)
     metrics.watch("share_waiting", "Requests that wait for room", lambda: service.share.waiting)
     app = create_app(service, settings, traces, metrics)
     # What is loaded stays. Walking a million objects of vLLM's and torch's again and again took a
@@ -188,11 +194,20 @@ async def built(settings: Settings, stack: AsyncExitStack) -> tuple[Service, Fas
     return service, app
 
 
-async def _follow(settings: Settings, service: Service, stack: AsyncExitStack) -> None:
-    """Go over to what is published, and say what serves."""
-    weights = settings.weights
-    if weights.folder is not None:
-        follower = Follower(service.weights, weights.folder, weights.seconds)
+async def _follow(
+    settings: Settings,
+    service: Service,
+    metrics: Metrics,
+    redis: Connection | None,
+    stack: AsyncExitStack,
+) -> None:
+    """Go over to what is announced, and say what serves."""
+    folder = settings.weights.folder
+    if folder is not None or redis is not None or service.weights.followed:
+        promotions = Promotions(folder, Announced(redis) if redis else None)
+        follower = Follower(
+            service.weights, promotions, settings.weights.seconds, metrics.announced
+        )
         stack.push_async_callback(follower.close)
         await follower.start()
     for part, serving in service.weights.serving.items():

@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from time import perf_counter
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from server.ask import Ask
 from server.errors import PonderError, unwrap
+from server.published import Kind
 from server.search.events import Event, Listener
 from server.traces.schema import UsageRecord
 
@@ -28,6 +29,7 @@ class Metrics:
         self._define_searches()
         self._define_replies()
         self._define_weights()
+        self._define_quotas()
 
     def _define_searches(self) -> None:
         self._searches = self._counter("searches", "Searches ended", "strategy", "outcome")
@@ -49,11 +51,9 @@ class Metrics:
         )
 
     def _define_weights(self) -> None:
-        self._weights = Gauge(
-            "ponder_weights_info",
-            "1 for the version that serves",
-            ["part", "version"],
-            registry=self.registry,
+        self._weights = self._versions_gauge("weights_info", "1 for the version that serves")
+        self._announced = self._versions_gauge(
+            "weights_announced_info", "1 for the version that is to serve, as far as is known here"
         )
         self._versions: dict[str, str] = {}
         self._exchanges = self._counter(
@@ -62,6 +62,19 @@ class Metrics:
         self._exchange_seconds = self._histogram(
             "weight_exchange_seconds", "Until they were, draining included", SECONDS, "part"
         )
+
+    def _define_quotas(self) -> None:
+        self._taken = self._counter("quota_tokens", "Policy tokens, by who spent them", "tenant")
+        self._refused = self._counter("quota_refusals", "Searches refused", "tenant", "limit")
+        self._uncounted = self._counter(
+            "quota_uncounted", "Searches begun while Redis was away", "policy"
+        )
+        self._repeated = self._counter(
+            "repeated_requests", "Requests that were sent again, by what became of them", "how"
+        )
+
+    def _versions_gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(f"ponder_{name}", text, ["part", "version"], registry=self.registry)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"ponder_{name}", text, labels, registry=self.registry)
@@ -100,11 +113,33 @@ class Metrics:
         self._versions[part] = version
         self._weights.labels(part, version).set(1)
 
+    def announced(self, versions: Mapping[Kind, str]) -> None:
+        """What is to serve, by part."""
+        self._announced.clear()
+        for part, version in versions.items():
+            self._announced.labels(part, version).set(1)
+
     def exchanged(self, part: str, outcome: str, seconds: float) -> None:
         """It was to be given others: loaded, refused, or failed."""
         self._exchanges.labels(part, outcome).inc()
         if outcome == "loaded":
             self._exchange_seconds.labels(part).observe(seconds)
+
+    def took(self, tenant: str, tokens: int) -> None:
+        """A search ended, and its tenant pays for it; there are as many as keys in the settings."""
+        self._taken.labels(tenant).inc(tokens)
+
+    def refused(self, tenant: str, limit: str) -> None:
+        """A search was over its tenant's quota."""
+        self._refused.labels(tenant, limit).inc()
+
+    def uncounted(self, away: str) -> None:
+        """A search began by the policy for when Redis does not answer."""
+        self._uncounted.labels(away).inc()
+
+    def repeated(self, how: str) -> None:
+        """A request was sent again: joined, stored, refused."""
+        self._repeated.labels(how).inc()
 
     def timed(self, strategy: str, then: Listener | None) -> Listener:
         """A listener that notes when the first event came, and passes every one on."""
