@@ -9,6 +9,7 @@ import asyncio
 import json
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-from server import asking
+from server import asking, keys
 from server.config import Settings
 from server.errors import PonderError
 from server.live import ask as ask_at
@@ -210,6 +211,21 @@ def traces_(context: typer.Context) -> None:
     from server.traces import cli
 
     cli.app(context.args, prog_name="ponder traces")
+
+
+@app.command()
+def key(
+    existing: Annotated[
+        bool, typer.Option("--existing", help="Hash a key that is read from stdin.")
+    ] = False,
+) -> None:
+    """Make an API key, and its hash for server.api_keys or server.admin_keys."""
+    text = sys.stdin.readline().strip() if existing else keys.new_key()
+    if not text:
+        raise typer.BadParameter("there is no key on stdin")
+    if not existing:
+        typer.echo(f"key   {text}")
+    typer.echo(f"hash  {keys.hashed(text)}")
 
 
 @config_app.command("check")

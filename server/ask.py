@@ -45,6 +45,7 @@ class Ask:
     sampling: Sampling
     budget: BudgetSpec  # every field set
     max_tokens: int  # of one answer
+    most: int  # policy tokens that it can be expected to take, at most: what a quota holds
     verify: AnyVerifier | None = None  # gates the final choice
     judge: VerifierJudge | None = None  # its verdicts
     seed: int | None = None
@@ -90,14 +91,19 @@ class Preparer:
         if given:
             check_steps(strategy, reward)
         check_n(n, strategy, limits)
+        worst = worst_case(strategy, self.profile, limits, max_tokens)
+        bounded = self._budget(budget or BudgetSpec(), strategy, worst)
+        assert bounded.tokens is not None
         return Ask(
             prompt=prompt,
             strategy=strategy,
             reward=reward,
             scorer=scorer,
             sampling=self._sampling(sampling or {}),
-            budget=self._budget(budget or BudgetSpec(), strategy, max_tokens),
+            budget=bounded,
             max_tokens=max_tokens,
+            # When it finds no answer, one more is finished.
+            most=min(bounded.tokens, worst + max_tokens),
             verify=verify,
             judge=self._judge(verify, prompt),
             seed=seed,
@@ -174,7 +180,7 @@ class Preparer:
             first = error.errors()[0]
             raise BadRequest(first["msg"], param=".".join(map(str, first["loc"]))) from None
 
-    def _budget(self, asked: BudgetSpec, strategy: Strategy, max_tokens: int) -> BudgetSpec:
+    def _budget(self, asked: BudgetSpec, strategy: Strategy, worst: int) -> BudgetSpec:
         limits = self.limits
         for name in ("tokens", "seconds", "calls", "concurrency"):
             value, limit = getattr(asked, name), getattr(limits, name)
@@ -182,15 +188,13 @@ class Preparer:
                 raise BadRequest(
                     f"budget.{name} must be above 0 and at most {limit}", param=f"budget.{name}"
                 )
-        if asked.tokens is None:
-            worst = worst_case(strategy, self.profile, limits, max_tokens)
-            if worst > limits.tokens:
-                raise BadRequest(
-                    f"{strategy.kind} with these parameters may take {worst} tokens; at most "
-                    f"{limits.tokens} are allowed: lower max_tokens or the strategy's parameters "
-                    "(depth among them), or set budget.tokens",
-                    param="strategy",
-                )
+        if asked.tokens is None and worst > limits.tokens:
+            raise BadRequest(
+                f"{strategy.kind} with these parameters may take {worst} tokens; at most "
+                f"{limits.tokens} are allowed: lower max_tokens or the strategy's parameters "
+                "(depth among them), or set budget.tokens",
+                param="strategy",
+            )
         return BudgetSpec(
             tokens=asked.tokens or limits.tokens,
             seconds=asked.seconds or limits.seconds,

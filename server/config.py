@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from server.engines import EngineSettings, Frozen, HttpSettings, ProfileName, VllmSettings
+from server.keys import KeySettings, contradiction
 from server.profiles import Aggregate, Style
-from server.state.settings import RedisSettings
+from server.state.settings import IdempotencySettings, QuotaSettings, RedisSettings
 
 __all__ = [
     "EngineSettings",
@@ -151,14 +152,25 @@ class WeightSettings(Frozen):
 class ServerSettings(Frozen):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535, description="0: any free one")
-    api_keys: tuple[SecretStr, ...] = Field((), description="none: no key is asked for")
-    admin_keys: tuple[SecretStr, ...] = Field(
-        (), description="may also exchange weights, which none of the others may"
+    api_keys: tuple[KeySettings, ...] = Field((), description="none: no key is asked for")
+    admin_keys: tuple[KeySettings, ...] = Field(
+        (),
+        validate_default=True,
+        description="may also exchange weights, which none of the others may",
     )
     header_seconds: float = Field(10.0, gt=0, description="to send a request's head")
     body_seconds: float = Field(30.0, gt=0, description="to send a request's body")
     drain_seconds: float = Field(30.0, gt=0, description="for running searches at shutdown")
     docs: bool = True
+
+    @field_validator("admin_keys")
+    @classmethod
+    def _agree(
+        cls, admins: tuple[KeySettings, ...], info: ValidationInfo
+    ) -> tuple[KeySettings, ...]:
+        if problem := contradiction((*info.data.get("api_keys", ()), *admins)):
+            raise ValueError(problem)
+        return admins
 
 
 class Settings(Frozen):
@@ -181,6 +193,8 @@ class Settings(Frozen):
     verifiers: VerifierSettings = VerifierSettings()
     traces: TraceSettings = TraceSettings()
     weights: WeightSettings = WeightSettings()
+    quotas: QuotaSettings = QuotaSettings()
+    idempotency: IdempotencySettings = IdempotencySettings()
     redis: RedisSettings | None = Field(
         None, description="what several replicas share is kept there; unset: in this process"
     )

@@ -19,7 +19,7 @@ PonderError                 500
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 
@@ -30,6 +30,7 @@ class PonderError(Exception):
     type = "server_error"
     code: str | None = None
     retry = False
+    headers: Mapping[str, str] = {}  # of its reply
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None):
         super().__init__(message)

@@ -23,6 +23,7 @@ from prometheus_client import CollectorRegistry
 from server import engine, profiles, reward
 from server.api.app import create_app
 from server.api.health import check
+from server.api.once import Once
 from server.api.server import uvicorn_config
 from server.config import ServerSettings, Settings, VllmSettings
 from server.following import Follower
@@ -34,6 +35,8 @@ from server.service import Service
 from server.sources import SettingsError
 from server.state.announced import Announced
 from server.state.connection import Connection
+from server.state.quotas import Quotas
+from server.state.replies import RedisReplies
 from server.traces import TraceStore
 from server.traces.local import make_store
 from server.types import Load
@@ -179,19 +182,52 @@ async def built(settings: Settings, stack: AsyncExitStack) -> tuple[Service, Fas
     quotas = _quotas(settings, redis, metrics)
     stack.push_async_callback(quotas.close)
     service = Service(
-        settings, Models(policy, profile, prm, orm, tools, judge), traces=traces, observer=metrics
+        settings,
+        Models(policy, profile, prm, orm, tools, judge),
+        traces=traces,
+        observer=metrics,
+        quotas=quotas,
     )
     stack.push_async_callback(service.weights.close)
     watch(metrics, service, traces)
     await _follow(settings, service, metrics, redis, stack)
     metrics.watch("share_waiting", "Requests that wait for room", lambda: service.share.waiting)
-    app = create_app(service, settings, traces, metrics)
+    once = _once(settings, redis, metrics)
+    stack.push_async_callback(once.close)
+    app = create_app(service, settings, traces, metrics, once)
     # What is loaded stays. Walking a million objects of vLLM's and torch's again and again took a
     # quarter of this process's CPU.
     gc.collect()
     gc.freeze()
     stack.callback(gc.unfreeze)  # or libraries take what is left at the end for leaks
     return service, app
+
+
+async def _connected(
+    settings: Settings, metrics: Metrics, stack: AsyncExitStack
+) -> Connection | None:
+    """Redis, whether it answers or not; None: what would be shared is in this process."""
+    if settings.redis is None:
+        return None
+    try:
+        redis = Connection(settings.redis)
+    except OSError as error:
+        raise SettingsError([f"redis.password_file: cannot be read: {error}"]) from error
+    metrics.watch("redis_up", "Whether Redis answers", lambda: redis.up)
+    await stack.enter_async_context(redis.watched())
+    return redis
+
+
+def _quotas(settings: Settings, redis: Connection | None, metrics: Metrics) -> Quotas:
+    keys = (*settings.server.api_keys, *settings.server.admin_keys)
+    quotas = Quotas(settings.quotas, keys, redis, metrics)
+    metrics.watch("quota_owed", "Searches not yet settled in Redis", lambda: quotas.owed)
+    return quotas
+
+
+def _once(settings: Settings, redis: Connection | None, metrics: Metrics) -> Once:
+    lease = settings.idempotency.lease_seconds
+    return Once(settings.idempotency, metrics, RedisReplies(redis, lease) if redis else None)
 
 
 async def _follow(

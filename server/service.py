@@ -26,6 +26,7 @@ from server.search.events import Listener
 from server.search.record import node_records, usage_record
 from server.search.run import run_search
 from server.search.writer import Shape
+from server.state.quotas import Hold, QuotaObserver, Quotas, Told
 from server.traces.schema import Trace, UsageRecord, Versions
 from server.weights import Weights, WeightsObserver
 
@@ -46,7 +47,7 @@ class TraceSink(Protocol):
     def put(self, trace: Trace) -> None: ...
 
 
-class Observer(WeightsObserver, Protocol):
+class Observer(WeightsObserver, QuotaObserver, Protocol):
     """Told of every search; observes, never decides. Must not block."""
 
     def queued(self, waiting: int) -> None: ...
@@ -66,8 +67,12 @@ class Service:
         *,
         traces: TraceSink | None = None,
         observer: Observer | None = None,
+        quotas: Quotas | None = None,
     ):
+        """Without `quotas` it counts them itself, in this process."""
         self.settings = settings
+        keys = (*settings.server.api_keys, *settings.server.admin_keys)
+        self.quotas = quotas or Quotas(settings.quotas, keys, observer=observer)
         self._preparer = Preparer(settings.limits, models)
         self._traces, self._observer = traces, observer
         self._ahead: defaultdict[str, Ahead] = defaultdict(Ahead)  # by kind of strategy
@@ -97,28 +102,35 @@ class Service:
             self._preparer = Preparer(self.settings.limits, self.models)
         return self._preparer.prepare(**request)
 
-    async def reason(self, ask: Ask, listener: Listener | None = None) -> Outcome:
-        """Run one search. Cancelling it aborts everything in the engine.
+    async def reason(
+        self, ask: Ask, listener: Listener | None = None, told: Told | None = None
+    ) -> Outcome:
+        """Run one search. Cancelling it aborts everything in the engine. `told` is given the
+        headers that say where the tenant's quota stands.
 
-        Raises `Overloaded`, `EngineError`, `ScorerError`, `NoAnswer`.
+        Raises `Overloaded`, `EngineError`, `ScorerError`, `NoAnswer`, `StateError`.
         """
+        async with self.quotas.held(ask.tenant, ask.most, told) as hold:
+            return await self._admitted(ask, listener, hold)
+
+    async def _admitted(self, ask: Ask, listener: Listener | None, hold: Hold) -> Outcome:
         seconds = ask.budget.seconds
         assert seconds is not None
         async with self._admission.admitted(ask.tenant, seconds) as left:
             with self.weights.pinned() as models:
                 models = models.routed(ask.prompt.messages)
                 if not self.settings.scheduling.enabled:
-                    return await self._search(ask, listener, models, left)
+                    return await self._search(ask, listener, models, left, hold)
                 with shared(models.policy, self.share, ask.tenant, left) as policy:
                     # What a reward has the policy say is said in its search's turn, too.
                     models = replace(models, policy=policy)
-                    return await self._search(ask, listener, models, left)
+                    return await self._search(ask, listener, models, left, hold)
 
     def _full(self) -> bool:
         return self.settings.scheduling.enabled and self.share.full
 
     async def _search(
-        self, ask: Ask, listener: Listener | None, models: Models, seconds: float
+        self, ask: Ask, listener: Listener | None, models: Models, seconds: float, hold: Hold
     ) -> Outcome:
         clock = asyncio.get_running_loop().time
         started, trace_id = clock(), uuid4().hex
@@ -143,6 +155,7 @@ class Service:
             raise
         finally:
             usage = usage_record(search, clock() - started)
+            hold.used = usage.policy
             trace = self._trace(trace_id, ask, models, search, answers, usage, error)
             if self._observer:
                 self._observer.finished(ask, usage, error)

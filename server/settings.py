@@ -143,7 +143,8 @@ def _told(
 ) -> str:
     key = _without_tags(loc, schema)
     if kind == "extra_forbidden":
-        text = f"no such setting; {_allowed(key[:-1], schema)}"
+        above = tuple(part for part in key[:-1] if not part.isdecimal())
+        text = f"no such setting; {_allowed(above, schema)}"
         if len(loc) > len(key):
             text = (
                 f"not a setting of kind {loc[-2]!r}; {_allowed_of(str(loc[-2]), key[:-1], schema)}"

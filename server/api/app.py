@@ -13,6 +13,7 @@ from server.api.auth import authorizer, for_admins
 from server.api.chat_schema import ChatRequest
 from server.api.feedback import FeedbackRequest
 from server.api.limits import Limits
+from server.api.once import Once
 from server.api.parts import Parts
 from server.api.reason_schema import ReasonRequest
 from server.api.trail import Trail
@@ -28,13 +29,15 @@ def create_app(
     settings: Settings,
     traces: TraceStore | None,
     metrics: Metrics | None = None,
+    once: Once | None = None,
 ) -> FastAPI:
     """The whole API over a service that was started and is closed by whoever made it.
 
-    `metrics` is the one that the service was given as its observer.
+    `metrics` is the one that the service was given as its observer, `once` what replicas share.
     """
     metrics = metrics or Metrics(CollectorRegistry())
-    parts = Parts(service, settings, traces, metrics, int(time.time()))
+    once = once or Once(settings.idempotency, metrics)
+    parts = Parts(service, settings, traces, metrics, int(time.time()), once)
     # No redirects, and no docs of FastAPI's own: those load their scripts from elsewhere.
     app = FastAPI(
         title="Ponder", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False

@@ -6,6 +6,7 @@ import logging
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
+from starlette.types import Receive
 
 from server.api.body import read_body
 from server.api.chat_reply import ChatCompletion, Reply
@@ -17,10 +18,12 @@ from server.api.live_path import LivePath
 from server.api.parts import Parts
 from server.api.presets import filled
 from server.api.sse import Emit, EventStream, frame, unless_gone
+from server.api.trail import tells
 from server.ask import Ask
 from server.config import HttpSettings
 from server.errors import BadRequest
 from server.presets import named
+from server.state.quotas import Told as Headers
 
 log = logging.getLogger("ponder.api")
 
@@ -37,14 +40,19 @@ def routes(parts: Parts) -> APIRouter:
     )
     async def complete(request: Request) -> Response:
         asked = await read_body(request, ChatRequest, patience)
-        ask = await prepared(parts, asked, request.state.tenant)
         _note(request, asked)
-        policy = parts.service.models.policy
-        reply = Reply(asked, ask, policy.tokenizer, policy.version)
-        if asked.stream:
-            return streamed(parts, ask, reply)
-        outcome = await unless_gone(request.receive, parts.search(ask))
-        return JSONResponse(reply.whole(outcome).model_dump())
+
+        async def make(receive: Receive) -> Response:
+            ask = await prepared(parts, asked, request.state.tenant)
+            policy = parts.service.models.policy
+            reply = Reply(asked, ask, policy.tokenizer, policy.version)
+            told = tells(request)
+            if asked.stream:
+                return streamed(parts, ask, reply, told)
+            outcome = await unless_gone(receive, parts.search(ask, told=told))
+            return JSONResponse(reply.whole(outcome).model_dump())
+
+        return await parts.once.reply(request, make)
 
     return router
 
@@ -117,7 +125,7 @@ def _note(request: Request, asked: ChatRequest) -> None:
         log.info("%s is for user %r, safety identifier %r", request.state.request_id, *names)
 
 
-def streamed(parts: Parts, ask: Ask, reply: Reply) -> EventStream:
+def streamed(parts: Parts, ask: Ask, reply: Reply, told: Headers | None = None) -> EventStream:
     """The role when the search first moves. A single path that nothing is asked of on the way is
     sent as it is written; of a search nothing but pings until its choice is known."""
     alone = ask.strategy.most_answers() == 1 and not ask.strategy.behaviours
@@ -135,7 +143,7 @@ def streamed(parts: Parts, ask: Ask, reply: Reply) -> EventStream:
             if live and told.kind == "step" and (delta := live.take(told.data["text"])):
                 await emit(frame(reply.piece(delta)))
 
-        outcome = await follow(parts, ask, tell)
+        outcome = await follow(parts, ask, tell, told)
         await emit(b"".join(map(frame, reply.chunks(outcome, live))) + frame("[DONE]"))
 
     return EventStream(produce, parts.metrics)

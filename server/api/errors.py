@@ -20,6 +20,7 @@ from server.errors import (
     PonderError,
     ScorerDead,
     ScorerError,
+    StateError,
     unwrap,
 )
 from server.metrics import Metrics
@@ -33,6 +34,7 @@ HIDDEN: tuple[tuple[type[PonderError], str], ...] = (
     (EngineError, "the policy's engine failed"),
     (ScorerDead, "the reward model's engine is down"),
     (ScorerError, "the reward model failed"),
+    (StateError, "what the server's replicas share cannot be had now"),
     (PonderError, "the server failed; its log has the request's id"),
 )
 
@@ -82,11 +84,11 @@ def error_body(error: PonderError) -> dict[str, Any]:
 
 def error_response(error: PonderError, headers: Mapping[str, str] | None = None) -> Response:
     """The reply, with the headers that tell an SDK whether a retry can help."""
-    more = dict(headers or {})
+    more = {**error.headers, **(headers or {})}
     if not error.retry:
         more["x-should-retry"] = "false"
     elif error.status in RETRY_AFTER:
-        more["retry-after"] = RETRY_AFTER[error.status]
+        more.setdefault("retry-after", RETRY_AFTER[error.status])
     if error.status == 401:
         more["www-authenticate"] = "Bearer"
     return JSONResponse(error_body(error), error.status, more)

@@ -11,6 +11,7 @@ from server.api.parts import Parts
 from server.ask import Ask
 from server.search.events import Event
 from server.service import Outcome
+from server.state.quotas import Told as Headers
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,9 @@ class Told:
     data: dict[str, Any]
 
 
-async def follow(parts: Parts, ask: Ask, tell: Callable[[Told], Awaitable[None]]) -> Outcome:
+async def follow(
+    parts: Parts, ask: Ask, tell: Callable[[Told], Awaitable[None]], headers: Headers | None = None
+) -> Outcome:
     """Run a search and await `tell` for each of its events, in order; it does not wait for it.
 
     Cancelling it cancels the search. Raises what the search or `tell` raised.
@@ -31,7 +34,7 @@ async def follow(parts: Parts, ask: Ask, tell: Callable[[Told], Awaitable[None]]
     def listen(event: Event) -> None:
         told.put_nowait(Told(event.kind, event.data()))
 
-    search = asyncio.create_task(parts.search(ask, listen))
+    search = asyncio.create_task(parts.search(ask, listen, headers))
     search.add_done_callback(lambda _: told.put_nowait(None))
     try:
         while (event := await told.get()) is not None:

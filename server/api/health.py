@@ -14,6 +14,7 @@ from server.errors import EngineDead, PonderError
 from server.reward import Models
 from server.service import Service
 
+OPEN = frozenset({"/health", "/ready"})  # the only routes that ask for no key
 READY_SECONDS = 5.0  # a model that answers later is not ready
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from server.api.once import Once
 from server.ask import Ask
 from server.config import Settings
 from server.errors import BadRequest
@@ -14,6 +15,7 @@ from server.metrics import Metrics
 from server.reward import GetsReady
 from server.search.events import Listener
 from server.service import Outcome, Service
+from server.state.quotas import Told
 from server.traces import TraceStore
 from server.types import Message
 
@@ -28,6 +30,7 @@ class Parts:
     traces: TraceStore | None
     metrics: Metrics
     created: int  # Unix seconds; the models' creation date
+    once: Once
 
     async def prepare(self, messages: Sequence[Message], **request: Any) -> Ask:
         """`Service.prepare`, aside from the event loop where the text is long; and what a reward
@@ -52,9 +55,12 @@ class Parts:
                 await _ready(part, name)
         return ask
 
-    async def search(self, ask: Ask, listener: Listener | None = None) -> Outcome:
+    async def search(
+        self, ask: Ask, listener: Listener | None = None, told: Told | None = None
+    ) -> Outcome:
         """Run one search, timing its first event. Raises what `Service.reason` does."""
-        return await self.service.reason(ask, self.metrics.timed(ask.strategy.kind, listener))
+        timed = self.metrics.timed(ask.strategy.kind, listener)
+        return await self.service.reason(ask, timed, told)
 
 
 async def _ready(part: GetsReady, name: str) -> None:

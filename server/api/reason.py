@@ -13,6 +13,7 @@ from uuid import uuid4
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
+from starlette.types import Receive
 
 from server.api.body import read_body
 from server.api.docs import takes
@@ -22,9 +23,11 @@ from server.api.presets import filled
 from server.api.reason_reply import reason_reply
 from server.api.reason_schema import ReasonReply, ReasonRequest
 from server.api.sse import Emit, EventStream, frame, unless_gone
+from server.api.trail import tells
 from server.ask import Ask
 from server.errors import NotFound
 from server.presets import named
+from server.state.quotas import Told as Headers
 
 
 def routes(parts: Parts) -> APIRouter:
@@ -39,13 +42,17 @@ def routes(parts: Parts) -> APIRouter:
     )
     async def reason(request: Request) -> Response:
         asked = await read_body(request, ReasonRequest, patience)
-        ask = await prepared(parts, asked, request.state.tenant)
-        reply_id = f"reason-{uuid4().hex}"
-        if asked.stream:
-            return streamed(parts, asked, ask, reply_id)
-        outcome = await unless_gone(request.receive, parts.search(ask))
-        reply = reason_reply(reply_id, ask, outcome, asked.include)
-        return JSONResponse(reply.model_dump(exclude=_not_asked(asked)))
+
+        async def make(receive: Receive) -> Response:
+            ask = await prepared(parts, asked, request.state.tenant)
+            reply_id, told = f"reason-{uuid4().hex}", tells(request)
+            if asked.stream:
+                return streamed(parts, asked, ask, reply_id, told)
+            outcome = await unless_gone(receive, parts.search(ask, told=told))
+            reply = reason_reply(reply_id, ask, outcome, asked.include)
+            return JSONResponse(reply.model_dump(exclude=_not_asked(asked)))
+
+        return await parts.once.reply(request, make)
 
     return router
 
@@ -78,7 +85,9 @@ async def prepared(parts: Parts, asked: ReasonRequest, tenant: str | None) -> As
     )
 
 
-def streamed(parts: Parts, asked: ReasonRequest, ask: Ask, reply_id: str) -> EventStream:
+def streamed(
+    parts: Parts, asked: ReasonRequest, ask: Ask, reply_id: str, headers: Headers | None = None
+) -> EventStream:
     async def produce(emit: Emit) -> None:
         numbers = count()
 
@@ -88,7 +97,7 @@ def streamed(parts: Parts, asked: ReasonRequest, ask: Ask, reply_id: str) -> Eve
         async def tell(told: Told) -> None:
             await emit(event(told.kind, told.data))
 
-        outcome = await follow(parts, ask, tell)
+        outcome = await follow(parts, ask, tell, headers)
         reply = reason_reply(reply_id, ask, outcome, asked.include)
         whole = reply.model_dump(exclude=_not_asked(asked))
         answers, usage = whole.pop("answers"), whole.pop("usage")

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from server.api.errors import ClientGone, error_body, published
+from server.errors import PonderError
 from server.metrics import Metrics
 
 T = TypeVar("T")
@@ -73,6 +74,7 @@ class EventStream(Response):
         self.status_code = 200
         self.background = None
         self.init_headers({"cache-control": "no-store", "x-accel-buffering": "no"})
+        self.failure: PonderError | None = None  # of which a frame told
         self._produce, self._metrics = produce, metrics
         self._error_event, self._ping_seconds = error_event, ping_seconds
 
@@ -94,7 +96,7 @@ class EventStream(Response):
         except Exception as raised:
             if not wire.begun or isinstance(raised, ClientGone):
                 raise
-            error = published(raised)
+            self.failure = error = published(raised)
             self._metrics.failed(error)
             await wire.emit(frame(error_body(error), self._error_event))
         finally:

@@ -1,12 +1,14 @@
-"""A request id on every reply, and one count of every request."""
+"""A request id on every reply, what else is to stand on it, and one count of every request."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from time import perf_counter
 from uuid import uuid4
 
+from fastapi import Request
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -33,7 +35,9 @@ class Trail:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                headers.update(scope["state"].get("headers", {}))
             await send(message)
 
         try:
@@ -45,6 +49,15 @@ class Trail:
         route = getattr(scope.get("route"), "path", "unknown")
         method = scope["method"] if scope["method"] in {"GET", "POST"} else "other"
         self.metrics.replied(method, route, status, seconds)
+
+
+def tells(request: Request) -> Callable[[Mapping[str, str]], None]:
+    """Puts headers on the reply to `request`, as long as it has not begun."""
+
+    def told(headers: Mapping[str, str]) -> None:
+        request.scope["state"]["headers"] = headers
+
+    return told
 
 
 def _request_id(given: str | None) -> str:

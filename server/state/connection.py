@@ -66,13 +66,13 @@ class Connection:
     While it is down nobody waits for it: `asking` fails at once, until `watched` has it answer.
     """
 
-    def __init__(self, settings: RedisSettings, changed: Callable[[bool], None] | None = None):
-        """`changed` is told whether it is up now. Raises `OSError` for a password file."""
+    def __init__(self, settings: RedisSettings):
+        """Raises `OSError` for a password file that cannot be read."""
         self.settings = settings
         self.redis = connect(settings)
         self.up = True
         self.error: str | None = None
-        self._changed = changed
+        self.listeners: list[Callable[[bool], None]] = []  # told when it goes up or down
 
     def key(self, *names: str) -> str:
         return self.settings.prefix + ":".join(names)
@@ -126,8 +126,8 @@ class Connection:
             log.info("Redis answers again")
         else:
             log.warning("Redis does not answer: %s", self.error)
-        if self._changed is not None:
-            self._changed(up)
+        for listener in self.listeners:
+            listener(up)
 
 
 def _is_away(error: BaseException) -> bool:

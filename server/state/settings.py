@@ -1,9 +1,9 @@
-"""Where replicas keep what they share: `redis` of the settings; unset: in the one process."""
+"""What replicas share, and where: in one process (`redis` unset), or in Redis or Valkey."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -71,3 +71,62 @@ class RedisSettings(BaseModel):
         if self.ca_file is not None and parts.scheme != "rediss":
             raise ValueError("ca_file is for rediss:// only")
         return self
+
+
+class Quota(BaseModel):
+    """What one key's searches may take; unset: as much as they like."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    requests_per_minute: int | None = Field(None, ge=1, description="searches; refills steadily")
+    tokens_per_minute: int | None = Field(
+        None, ge=1, description="that the policy generates; refills steadily"
+    )
+    tokens_per_day: int | None = Field(None, ge=1, description="the same; days of UTC")
+
+    def over(self, default: Quota) -> Quota:
+        """This one, with `default`'s where it says nothing."""
+        own = {name: getattr(self, name) for name in self.model_fields_set}
+        return Quota(**{name: getattr(default, name) for name in Quota.model_fields} | own)
+
+    @property
+    def unlimited(self) -> bool:
+        return all(getattr(self, name) is None for name in Quota.model_fields)
+
+
+class QuotaSettings(Quota):
+    """Of every key that does not say otherwise itself."""
+
+    away: Literal["local", "open", "closed"] = Field(
+        "local",
+        description="while Redis does not answer. local: each replica counts for itself, from what "
+        "it last knew; open: nothing is refused; closed: searches under a quota are, with 503",
+    )
+
+
+class IdempotencySettings(BaseModel):
+    """What becomes of a request that is sent again (`server/api/once.py`)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    enabled: bool = True
+    seconds: float = Field(
+        86_400.0, gt=0, description="that the reply to an Idempotency-Key is kept"
+    )
+    sdk_retries: bool = Field(
+        True, description="recognize retries of OpenAI's SDKs, which send no key"
+    )
+    sdk_seconds: float = Field(120.0, gt=0, description="that a reply is kept for those")
+    linger_seconds: float = Field(
+        30.0, ge=0, description="that a search with a key goes on without its client"
+    )
+    sdk_linger_seconds: float = Field(
+        10.0, ge=0, description="the same for an SDK's search, before a reply begins"
+    )
+    lease_seconds: float = Field(
+        15.0, ge=0.1, description="until others take over from a replica that died"
+    )
+    reply_bytes: int = Field(4 << 20, ge=1024, description="a larger reply is not kept")
+    memory_bytes: int = Field(
+        64 << 20, ge=1 << 20, description="for replies, where there is no Redis"
+    )
