@@ -16,6 +16,7 @@ from server.config import Settings
 from server.engine.share import Share
 from server.engine.shared import shared
 from server.errors import NoAnswer
+from server.exchangeable import WeightsObserver
 from server.profiles import Profile
 from server.reward import Models
 from server.reward.models import Settles
@@ -28,7 +29,7 @@ from server.search.run import run_search
 from server.search.writer import Shape
 from server.state.quotas import Hold, QuotaObserver, Quotas, Told
 from server.traces.schema import Trace, UsageRecord, Versions
-from server.weights import Weights, WeightsObserver
+from server.weights import Weights
 
 
 @dataclass(frozen=True, slots=True)

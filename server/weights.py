@@ -18,69 +18,16 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any
 
 from server.admission import Admission
 from server.engine.checkpoint import BadWeights, Checkpoint
 from server.errors import BadRequest, PonderError
+from server.exchangeable import Exchangeable, Remote, WeightsObserver, follows
 from server.published import Kind, promoted
 from server.reward import Models
 
 log = logging.getLogger(__name__)
-
-
-@runtime_checkable
-class Exchangeable(Protocol):
-    """A policy or PRM that can go over to other weights."""
-
-    @property
-    def version(self) -> str: ...
-
-    @property
-    def folder(self) -> str:
-        """Where its weights come from, or a hub name."""
-        ...
-
-    async def look_over(self, folder: Path) -> Checkpoint:
-        """The weights in `folder`, if it can go over to them. Raises `BadWeights`."""
-        ...
-
-    def drains(self, found: Checkpoint) -> bool:
-        """Whether it must have no request while it goes over to these."""
-        ...
-
-    async def successor(self, found: Checkpoint) -> Self:
-        """One that serves these, to be closed like this one. Unless it `drains`, this one goes on.
-        Raises `EngineError` or `ScorerError`, with this one as it was."""
-        ...
-
-    async def close(self) -> None: ...
-
-
-@runtime_checkable
-class Remote(Protocol):
-    """A model whose server may exchange its weights without us."""
-
-    @property
-    def follows(self) -> bool:
-        """Whether its servers follow what is announced by themselves (`server.pod`)."""
-        ...
-
-    async def reread(self) -> str:
-        """Ask what it serves now; the version."""
-        ...
-
-    async def coming(self) -> Checkpoint:
-        """Of servers that follow: what they serve, or are to serve next."""
-        ...
-
-
-class WeightsObserver(Protocol):
-    """Told of every exchange; observes, never decides. Must not block."""
-
-    def serves(self, part: str, version: str) -> None: ...
-
-    def exchanged(self, part: str, outcome: str, seconds: float) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +114,7 @@ class Weights:
     @property
     def followed(self) -> set[Kind]:
         """The parts whose servers follow what is announced by themselves."""
-        return {part for part, model in self._now.parts.items() if _follows(model)}
+        return {part for part, model in self._now.parts.items() if follows(model)}
 
     async def coming(self) -> dict[Kind, str]:
         """The versions that the servers of those parts serve, or are to serve next. Raises
@@ -227,7 +174,7 @@ class Weights:
         return found
 
     async def _looked_over(self, part: Kind, name: str, model: Exchangeable) -> Checkpoint:
-        if _follows(model):
+        if follows(model):
             return await self._followed(part, name, model)
         folder, version = await asyncio.to_thread(self._named, part, name)
         found = await model.look_over(folder)
@@ -324,10 +271,6 @@ class Weights:
         for model in {id(m): m for g in ended for m in g.parts.values()}.values():
             if id(model) not in kept:
                 self._background(_closed(model))
-
-
-def _follows(model: Any) -> bool:
-    return isinstance(model, Remote) and model.follows
 
 
 async def _closed(model: Any) -> None:

@@ -36,6 +36,7 @@ LAYERS = [
     "server.traces",
     "server.ask",
     "server.admission",
+    "server.exchangeable",
     "server.weights",
     "server.following",
     "server.service",
@@ -72,6 +73,9 @@ TRAINER_MAY = (
     "server.reward.tools",  # what verifiers work with
     "server.reward.verifiers",
     "server.published",  # the layout that both sides know
+    "server.state.announced",
+    "server.state.connection",
+    "server.state.settings",
     "server.engine.weights",
     "server.engine.checkpoint",
 )

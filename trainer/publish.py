@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from server.engine.checkpoint import ADAPTER as ADAPTER_CONFIG
 from server.engine.weights import fingerprint
 from server.published import Kind, Promoted
+from trainer.announce import announce
 from trainer.errors import ConfigError, DataError
 from trainer.gate import MEASURES, Gate, check, compare, served
 from trainer.promotion import install, newest, promote, tell
@@ -43,6 +44,10 @@ def command(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Such as tolerance=0.01.")
     ] = None,
     ungated: Annotated[bool, typer.Option("--ungated", help="Promote it unmeasured.")] = False,
+    redis: Annotated[
+        str | None,
+        typer.Option(envvar="PONDER_REDIS__URL", help="Where servers follow announcements."),
+    ] = None,
     server: Annotated[
         str | None, typer.Option(help="The URL of a server that is to go over.")
     ] = None,
@@ -63,6 +68,8 @@ def command(
     )
     version = publish(to, source, kind, report, told)
     typer.echo(f"{kind} {version.name} is promoted in {to}")
+    if redis is not None:
+        announce(redis, kind, version)
     if server is not None:
         tell(server, admin_key, kind, version)
         typer.echo(f"{server} serves it")

@@ -23,6 +23,7 @@ from server.errors import BadRequest, EngineDead, EngineError, boundary
 from server.routing.fleet import Fleet
 from server.routing.replica import Admits, Replica, Standing
 from server.routing.route import Route
+from server.routing.versions import Versions
 from server.types import Cut, Load, Message, Sampling, Stream, Tokenizer
 from server.upstream import context_of
 
@@ -47,6 +48,7 @@ class HttpEngine:
         silent = settings.dialect == "chat" and not settings.logprobs
         self.most_logprobs = 0 if silent else tops.MOST
         self._fleet = Fleet(settings, error=EngineError, dead=EngineDead)
+        self._versions = Versions(self._fleet)
         self._route = Route(self._fleet)
         self._dialect: Chat | Completions
         self._base = self  # without an adapter
@@ -72,8 +74,10 @@ class HttpEngine:
             if self._adapter is not None:
                 self._fleet.forget(self._adapter.load)
                 await self._adapter.unload(self._fleet.up)
+            await self._versions.left(self.version)
         finally:
             if not self._views:
+                await self._versions.close()
                 await self._fleet.close()
 
     @property
@@ -82,11 +86,20 @@ class HttpEngine:
         return self.settings.model
 
     async def reread(self) -> str:
-        """Ask the servers again what they serve; steps have that version from now on."""
-        if self._adapter is None:
+        """Ask the servers again what they serve; steps have that version from now on. Not those
+        that follow announcements, of which each search has a version of its own."""
+        if self._adapter is None and not self.follows:
             await self._fleet.look()
             self.version = self._base.version = self._fleet.version
         return self.version
+
+    @property
+    def follows(self) -> bool:
+        return self._versions.follows
+
+    async def coming(self) -> Checkpoint:
+        """Of servers that follow announcements: what they serve, or are to serve next."""
+        return Checkpoint(Path(self.folder), await self._versions.coming(), "unknown", {})
 
     def routed(self, key: bytes, admits: Admits | None = None) -> HttpEngine:
         other = copy(self)
@@ -114,12 +127,16 @@ class HttpEngine:
             return await asyncio.to_thread(look_over, folder, "policy", model, tokenizer)
 
     def drains(self, found: Checkpoint) -> bool:
-        return False
+        return self._versions.drains(found.version)
 
     async def successor(self, found: Checkpoint) -> HttpEngine:
-        """The policy with an adapter, which its servers are told to load under a new name, as are
-        those that come later. They run with `VLLM_ALLOW_RUNTIME_LORA_UPDATING=1` and
-        `--enable-lora`. Each is to be closed."""
+        """The policy with what its servers are to serve next, where they follow announcements.
+
+        Else with an adapter, which its servers are told to load under a new name, as are those
+        that come later. They run with `VLLM_ALLOW_RUNTIME_LORA_UPDATING=1` and `--enable-lora`.
+        Each is to be closed."""
+        if self.follows:
+            await self._versions.go(found.version)
         if found.rank is None:
             return self._view(self._base.settings, found.version, None)
         adapter = Adapter(f"{found.version}-{uuid4().hex[:8]}", found.folder)
@@ -134,7 +151,10 @@ class HttpEngine:
     def _view(self, settings: HttpSettings, version: str, adapter: Adapter | None) -> HttpEngine:
         other = copy(self)
         other.settings, other.version, other._adapter = settings, version, adapter
-        other._route = Route(self._fleet, admits=(adapter.admits,) if adapter else ())
+        if adapter is not None:
+            other._route = Route(self._fleet, admits=(adapter.admits,))
+        else:
+            other._route = self._versions.route(version)
         if isinstance(self._dialect, Completions):
             other._dialect = self._dialect.named(settings)
         self._views.append(other)
@@ -180,7 +200,8 @@ class HttpEngine:
 
     async def _start_vllm(self) -> None:
         await self._fleet.start()
-        self.version = self._fleet.version
+        self.version = await self._versions.start()
+        self._route = self._versions.route(self.version)
         cards = [replica.card for replica in self._fleet.up]
         self.context = min(context_of(c, self.settings.context, EngineError) for c in cards)
         path = self.settings.tokenizer or self.settings.model

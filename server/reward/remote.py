@@ -24,10 +24,11 @@ from collections.abc import Sequence
 from copy import copy
 from enum import Enum
 from functools import partial
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
 from server.config import HttpSettings, OrmSettings
+from server.engine.checkpoint import BadWeights, Checkpoint
 from server.engine.http_vllm import neutral
 from server.engine.tokenizer import HFTokenizer
 from server.errors import BadRequest, EngineDead, PonderError, ScorerError, boundary
@@ -39,6 +40,7 @@ from server.reward.path import logistic
 from server.routing.fleet import Fleet
 from server.routing.replica import Admits, Replica, Standing
 from server.routing.route import Route
+from server.routing.versions import Versions
 from server.upstream import context_of
 
 ROUTE = "/pooling"
@@ -76,7 +78,9 @@ class HttpPooling:
         self._engine = settings
         self._activation = activation
         self._fleet = Fleet(settings, error=ScorerError, dead=EngineDead, every=EVERY)
+        self._versions = Versions(self._fleet)
         self._route = Route(self._fleet)
+        self._views = [self]  # that share the connections; the last one to close ends them
         self._batchers: dict[Replica, Paths] = {}
         self._pooling = Pooling.LAST
         self._labels = 0
@@ -86,7 +90,8 @@ class HttpPooling:
         none can be reached, `ScorerError` if it is no reward model; it is closed then."""
         try:
             await self._fleet.start()
-            self.version = self._fleet.version
+            self.version = await self._versions.start()
+            self._route = self._versions.route(self.version)
             cards = [replica.card for replica in self._fleet.up]
             self.context = min(context_of(c, self._engine.context, ScorerError) for c in cards)
             path = self._engine.tokenizer or self._engine.model
@@ -98,15 +103,54 @@ class HttpPooling:
             raise
 
     async def close(self) -> None:
-        for batcher in self._batchers.values():
-            await batcher.close()
-        await self._fleet.close()
+        """Of several that share servers, the last one ends the connections to them."""
+        if self not in self._views:
+            return
+        self._views.remove(self)
+        try:
+            await self._versions.left(self.version)
+        finally:
+            if not self._views:
+                await self._versions.close()
+                for batcher in self._batchers.values():
+                    await batcher.close()
+                await self._fleet.close()
+
+    @property
+    def folder(self) -> str:
+        """Where its server says that the weights come from is the server's own affair."""
+        return self._engine.model
 
     async def reread(self) -> str:
-        """Ask the servers again what they serve; verdicts are of that version from now on."""
-        await self._fleet.look()
-        self.version = self._fleet.version
+        """Ask the servers again what they serve; verdicts are of that version from now on. Not
+        those that follow announcements, of which each search has a version of its own."""
+        if not self.follows:
+            await self._fleet.look()
+            self.version = self._fleet.version
         return self.version
+
+    @property
+    def follows(self) -> bool:
+        return self._versions.follows
+
+    async def coming(self) -> Checkpoint:
+        """Of servers that follow announcements: what they serve, or are to serve next."""
+        return Checkpoint(Path(self.folder), await self._versions.coming(), "unknown", {})
+
+    async def look_over(self, folder: Path) -> Checkpoint:
+        """Nothing is exchanged from here. Raises `BadWeights`."""
+        raise BadWeights(f"{self.name} is served elsewhere: exchange it there, and post {{}} here")
+
+    def drains(self, found: Checkpoint) -> bool:
+        return self._versions.drains(found.version)
+
+    async def successor(self, found: Checkpoint) -> Self:
+        """The reward model with what its servers are to serve next. Each is to be closed."""
+        await self._versions.go(found.version)
+        other = copy(self)
+        other.version, other._route = found.version, self._versions.route(found.version)
+        self._views.append(other)
+        return other
 
     async def check(self) -> None:
         """One try at each server until one can serve, at most `connect_timeout` seconds each."""
