@@ -228,6 +228,20 @@ def key(
     typer.echo(f"hash  {keys.hashed(text)}")
 
 
+@app.command("compact")
+def compact_(
+    config: ConfigOption = None,
+    once: Annotated[bool, typer.Option(help="What is there now, then end: for a CronJob.")] = False,
+    set_: SetOption = None,
+) -> None:
+    """Write the traces that replicas sent to Redis to Parquet in traces.store, until SIGTERM."""
+    from server.traces import compactor
+
+    settings = settings_of(config, set_, {})
+    log_to_stderr(logging.INFO)
+    compactor.run(settings, once=once)
+
+
 @config_app.command("check")
 def check(file: Annotated[Path, typer.Argument(dir_okay=False)], set_: SetOption = None) -> None:
     """Say whether FILE, with the environment and --set over it, is valid. Loads no model."""

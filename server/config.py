@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, StringConstraints, ValidationInfo, field_validator
 
 from server.engines import EngineSettings, Frozen, HttpSettings, ProfileName, VllmSettings
 from server.keys import KeySettings, contradiction
@@ -129,7 +129,10 @@ class VerifierSettings(Frozen):
 
 
 class TraceSettings(Frozen):
-    """Where traces go. A crash loses at most what was written since the last fsync."""
+    """Where traces go. A crash loses at most what was written since the last fsync.
+
+    With `redis` they go from there to a stream, which `ponder compact` writes to `store`.
+    """
 
     enabled: bool = True
     folder: Path = Path("traces")
@@ -137,6 +140,19 @@ class TraceSettings(Frozen):
     fsync_seconds: float = Field(1.0, gt=0)
     compact_rows: int = Field(1000, ge=1, description="traces in a Parquet file")
     queue: int = Field(10_000, ge=1, description="traces waiting to be written")
+    store: Annotated[str, StringConstraints(min_length=1)] | None = Field(
+        None,
+        description="with redis: where compacted traces are, for all replicas; a folder, or a URL "
+        "that fsspec opens, such as s3://bucket/traces",
+    )
+    compact_seconds: float = Field(
+        60.0, gt=0, description="with redis: a trace waits so long for its file to be full"
+    )
+    claim_seconds: float = Field(
+        60.0,
+        gt=0,
+        description="with redis: after such a silence another one does a compactor's work",
+    )
 
 
 class WeightSettings(Frozen):
@@ -196,5 +212,17 @@ class Settings(Frozen):
     quotas: QuotaSettings = QuotaSettings()
     idempotency: IdempotencySettings = IdempotencySettings()
     redis: RedisSettings | None = Field(
-        None, description="what several replicas share is kept there; unset: in this process"
+        None,
+        validate_default=True,
+        description="what several replicas share is kept there; unset: in this process",
     )
+
+    @field_validator("redis")
+    @classmethod
+    def _store_needs_it(
+        cls, redis: RedisSettings | None, info: ValidationInfo
+    ) -> RedisSettings | None:
+        traces = info.data.get("traces")
+        if redis is None and traces is not None and traces.store is not None:
+            raise ValueError("must be set where traces.store is: that is for several replicas")
+        return redis

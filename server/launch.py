@@ -26,6 +26,7 @@ from server.api.health import check
 from server.api.once import Once
 from server.api.server import uvicorn_config
 from server.config import ServerSettings, Settings, VllmSettings
+from server.errors import TraceError
 from server.following import Follower
 from server.metrics import Metrics
 from server.promotions import Promotions
@@ -38,7 +39,7 @@ from server.state.connection import Connection
 from server.state.quotas import Quotas
 from server.state.replies import RedisReplies
 from server.traces import TraceStore
-from server.traces.local import make_store
+from server.traces.shared import make_store
 from server.types import Load
 
 log = logging.getLogger(__name__)
@@ -167,7 +168,9 @@ async def built(settings: Settings, stack: AsyncExitStack) -> tuple[Service, Fas
         prm = reward.build_prm(settings.prm, profile) if settings.prm else None
         orm = reward.build_orm(settings.orm) if settings.orm else None
         judge = engine.build(settings.judge) if settings.judge else None
-    traces = make_store(settings.traces)
+    metrics = Metrics(CollectorRegistry())
+    redis = await _connected(settings, metrics, stack)
+    traces = _store(settings, redis)
     tools = reward.Tools(settings.verifiers)
     stack.push_async_callback(tools.close)
     parts = {"policy": policy, "prm": prm, "orm": orm, "judge": judge, "traces": traces}
@@ -177,8 +180,6 @@ async def built(settings: Settings, stack: AsyncExitStack) -> tuple[Service, Fas
             stack.push_async_callback(part.close)
             starts.append(_timed_start(name, part.start))
     await _started(starts, together=may_start_together(settings))
-    metrics = Metrics(CollectorRegistry())
-    redis = await _connected(settings, metrics, stack)
     quotas = _quotas(settings, redis, metrics)
     stack.push_async_callback(quotas.close)
     service = Service(
@@ -216,6 +217,13 @@ async def _connected(
     metrics.watch("redis_up", "Whether Redis answers", lambda: redis.up)
     await stack.enter_async_context(redis.watched())
     return redis
+
+
+def _store(settings: Settings, redis: Connection | None) -> TraceStore:
+    try:
+        return make_store(settings.traces, redis)
+    except TraceError as error:
+        raise SettingsError([error.message]) from error
 
 
 def _quotas(settings: Settings, redis: Connection | None, metrics: Metrics) -> Quotas:
@@ -264,6 +272,8 @@ def watch(metrics: Metrics, service: Service, traces: TraceStore) -> None:
         ("traces_pending", "Traces not yet written", lambda: traces.stats().pending),
         ("traces_dropped", "Traces lost to a full queue or disk", lambda: traces.stats().dropped),
         ("traces_rejected", "Traces that cannot be stored", lambda: traces.stats().rejected),
+        ("traces_unshipped", "Traces not yet in the stream", lambda: traces.stats().unshipped),
+        ("traces_streamed", "Entries not yet compacted", lambda: traces.stats().streamed),
     ):
         metrics.watch(name, text, value)
     metrics.registry.register(

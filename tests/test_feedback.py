@@ -14,7 +14,8 @@ from server.config import TraceSettings
 from server.errors import TraceError
 from server.traces.cli import app
 from server.traces.compact import compact, read
-from server.traces.feedback import FILE, Feedback, FeedbackLog
+from server.traces.feedback import Feedback
+from server.traces.feedback_log import FILE, FeedbackLog
 from server.traces.index import Index
 from server.traces.local import LocalStore
 from server.traces.schema import Trace

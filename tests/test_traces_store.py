@@ -20,7 +20,9 @@ from server.config import TraceSettings
 from server.errors import TraceError
 from server.traces import NoTraces, TraceStore, compact, spool
 from server.traces.codec import encode
-from server.traces.local import LocalStore, make_store
+from server.traces.local import LocalStore
+from server.traces.shared import make_store
+from server.traces.summary import Wanted
 from tests.test_traces import ids, write_segment
 from tests.traces import make_node, make_trace
 
@@ -140,10 +142,10 @@ async def test_list_filters(tmp_path: Path) -> None:
             when = moment + timedelta(hours=i)
             store.put(make_trace(f"t{i}", created_at=when, strategy=kind))
         assert ids(await store.list(limit=2)) == ["t5", "t4"]
-        assert ids(await store.list(strategy="mcts")) == ["t4", "t2", "t0"]
+        assert ids(await store.list(Wanted(strategy="mcts"))) == ["t4", "t2", "t0"]
         since = moment + timedelta(hours=3)
-        assert ids(await store.list(since=since)) == ["t5", "t4", "t3"]
-        assert ids(await store.list(since=since, strategy="beam", limit=1)) == ["t5"]
+        assert ids(await store.list(Wanted(since))) == ["t5", "t4", "t3"]
+        assert ids(await store.list(Wanted(since, "beam"), limit=1)) == ["t5"]
 
 
 async def test_full_queue_drops_counts_and_logs(

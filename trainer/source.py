@@ -1,33 +1,36 @@
 """Where traces come from: a file, a folder, any URL that fsspec opens, a stream in Redis. No torch.
 
 A folder holds segments (`*.jsonl`), Parquet files and the feedback on them, as the server writes
-them. What is not on this machine's disk is copied to a temporary folder a file at a time.
+them, and `ponder compact`. What is not on this machine's disk is copied to a temporary folder a
+file at a time.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from importlib import import_module
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urldefrag
 
 import fsspec
 import pyarrow as pa
+import redis
 
 from server.errors import TraceError
 from server.traces import compact, spool, table
 from server.traces.codec import decode
-from server.traces.feedback import FILE as FEEDBACK
-from server.traces.feedback import FeedbackLog
+from server.traces.feedback import Said, joined, parsed
+from server.traces.feedback_log import FeedbackLog, is_feedback
 from server.traces.schema import Trace
+from server.traces.stream import FEEDBACK, STREAM, TRACE, said_key
 from trainer.errors import DataError
 
 SUFFIXES = (spool.SUFFIX, table.SUFFIX)
-STREAM = "ponder:traces"
-FIELD = b"trace"
+STREAMS = ("redis://", "rediss://", "unix://")
 PAGE = 100  # entries of a stream at once
 
 
@@ -37,43 +40,53 @@ class Sourced:
     where: str  # its file, or its place in a stream
 
 
-class Stream(Protocol):
-    """What is needed of a client of Redis."""
-
-    def xrange(self, name: str, min: str, max: str, count: int) -> Any: ...
-
-
 def read(locations: Sequence[str]) -> Iterator[Sourced]:
-    """Every trace, in the order of the locations, the oldest file of a folder first.
+    """Every trace, with the feedback on it: streams first, then in the order of the locations, the
+    oldest file of a folder first.
+
+    What is compacted while a stream is read is found in the store after it. Until then feedback
+    may be in the stream and its trace in the store: what a stream says is of all traces.
 
     Raises `DataError`, which names the file and the row.
     """
+    streams = [location for location in locations if location.startswith(STREAMS)]
+    said = _said(streams)
+    for location in streams:
+        for found in _stream(location):
+            yield replace(found, trace=joined(found.trace, said.about(found.trace.trace_id)))
     for location in locations:
-        if location.startswith(("redis://", "rediss://")):
-            yield from _redis(location)
-        elif "://" in location and not location.startswith("file://"):
-            yield from _remote(location)
-        else:
-            yield from _local(Path(location.removeprefix("file://")))
+        if location not in streams:
+            yield from _store(location, said)
 
 
-def _local(path: Path) -> Iterator[Sourced]:
+def _store(location: str, said: Said) -> Iterator[Sourced]:
+    """The traces of a file, a folder or a URL, with what their folder and `said` know of them."""
+    if "://" in location and not location.startswith("file://"):
+        yield from _remote(location, said)
+    else:
+        yield from _local(Path(location.removeprefix("file://")), said)
+
+
+def _local(path: Path, said: Said) -> Iterator[Sourced]:
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
     if not path.is_dir():
-        yield from _file(path, str(path), _untouched)
+        yield from _file(path, str(path), _joins(said))
         return
-    files, said = compact.files(path).values(), FeedbackLog(path)
+    files, join = compact.files(path).values(), _joins(said, FeedbackLog(path))
     if not files:
         raise DataError(f"{path}: no traces: neither {' nor '.join('*' + s for s in SUFFIXES)}")
     for file in files:
         # It may have been compacted since it was listed.
         file = file if file.exists() else file.with_suffix(table.SUFFIX)
-        yield from _file(file, str(file), said.joined)
+        yield from _file(file, str(file), join)
 
 
-def _untouched(trace: Trace) -> Trace:
-    return trace
+def _joins(*sources: Said | FeedbackLog) -> Callable[[Trace], Trace]:
+    def join(trace: Trace) -> Trace:
+        return joined(trace, tuple(r for s in sources for r in s.about(trace.trace_id)))
+
+    return join
 
 
 def _file(path: Path, name: str, join: Callable[[Trace], Trace]) -> Iterator[Sourced]:
@@ -86,7 +99,7 @@ def _file(path: Path, name: str, join: Callable[[Trace], Trace]) -> Iterator[Sou
         raise DataError(message if path.name in message else f"{name}: {message}") from error
 
 
-def _remote(url: str) -> Iterator[Sourced]:
+def _remote(url: str, said: Said) -> Iterator[Sourced]:
     try:
         files, path = fsspec.core.url_to_fs(url)
         folder, found = files.isdir(path), files.exists(path)
@@ -99,10 +112,10 @@ def _remote(url: str) -> Iterator[Sourced]:
     if not wanted:
         raise DataError(f"{url}: no traces: neither {' nor '.join('*' + s for s in SUFFIXES)}")
     with TemporaryDirectory() as copies:
-        join = _untouched
-        if said := [n for n in names if n.rpartition("/")[2] == FEEDBACK and folder]:
-            _fetch(files, said[0], Path(copies))
-            join = FeedbackLog(Path(copies)).joined
+        for name in names if folder else ():
+            if is_feedback(name.rpartition("/")[2]):
+                _fetch(files, name, Path(copies))
+        join = _joins(said, FeedbackLog(Path(copies)))
         for name in wanted:
             path = _fetch(files, name, Path(copies))
             yield from _file(path, files.unstrip_protocol(name), join)
@@ -126,33 +139,59 @@ def _newest_form(names: list[str]) -> list[str]:
     return [by_stem[stem] for stem in sorted(by_stem)]
 
 
-def _redis(url: str) -> Iterator[Sourced]:
-    """A stream whose entries hold an encoded trace each, in the field `trace`; the URL's fragment
-    is its key, as in redis://host:6379/0#ponder:traces."""
-    try:
-        redis = import_module("redis")  # read by few: it is no dependency
-    except ImportError as error:
-        raise DataError(f"{url}: reading a stream needs redis-py: pip install redis") from error
+@contextmanager
+def _client(url: str) -> Iterator[tuple[redis.Redis, str]]:
+    """A client, and the key of the stream: the URL's fragment, as in
+    redis://host:6379/0#ponder:traces"""
     address, key = urldefrag(url)
-    client = redis.Redis.from_url(address)
     try:
-        yield from read_stream(client, key or STREAM, url)
-    except redis.RedisError as error:
-        raise DataError(f"{url}: {error}") from error
-    finally:
-        client.close()
+        client = redis.Redis.from_url(address, protocol=2)
+        try:
+            yield client, key or STREAM
+        finally:
+            client.close()
+    except (redis.RedisError, ValueError) as error:
+        raise DataError(f"{_shown(url)}: {type(error).__name__}: {error}") from error
 
 
-def read_stream(client: Stream, key: str, url: str) -> Iterator[Sourced]:
-    """Every trace of a stream, the oldest first. Raises `DataError` naming the entry."""
-    after = "-"
-    while entries := client.xrange(key, min=after, max="+", count=PAGE):
-        for name, fields in entries:
-            where = f"{url} entry {name.decode()}"
-            if FIELD not in fields:
-                raise DataError(f"{where}: it has no field {FIELD.decode()!r}")
+def _shown(url: str) -> str:
+    """Without user and password."""
+    return re.sub(r"//[^/]*@", "//", url)
+
+
+def _said(urls: Sequence[str]) -> Said:
+    """What was said of traces and is not compacted yet."""
+    said = Said()
+    for url in urls:
+        with _client(url) as (client, key):
+            lines: Any = client.hvals(said_key(key))
+        for line in b"".join(lines).splitlines():
             try:
-                yield Sourced(decode(fields[FIELD], where), where)
+                said.take(parsed(line, _shown(url)))
             except TraceError as error:
                 raise DataError(str(error)) from error
-        after = f"({entries[-1][0].decode()}"
+    return said
+
+
+def _stream(url: str) -> Iterator[Sourced]:
+    """Every trace of a stream, the oldest first. Raises `DataError` naming the entry."""
+    after = "-"
+    with _client(url) as (client, key):
+        while entries := _page(client, key, after):
+            for name, fields in entries:
+                if FEEDBACK not in fields:
+                    yield _entry(fields, f"{_shown(url)} entry {name.decode()}")
+            after = f"({entries[-1][0].decode()}"
+
+
+def _page(client: redis.Redis, key: str, after: str) -> Any:
+    return client.xrange(key, min=after, max="+", count=PAGE)
+
+
+def _entry(fields: dict[bytes, bytes], where: str) -> Sourced:
+    if TRACE not in fields:
+        raise DataError(f"{where}: it has no field {TRACE.decode()!r}")
+    try:
+        return Sourced(decode(fields[TRACE], where), where)
+    except TraceError as error:
+        raise DataError(str(error)) from error

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Protocol
 
 from server.traces.feedback import Feedback
 from server.traces.schema import Trace
-from server.traces.summary import Summary
+from server.traces.summary import ALL, Summary, Wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +23,9 @@ class Stats:
     bytes: int = 0  # written to the spool
     torn: int = 0  # bytes of unfinished last lines that crashes left behind
     unreadable: int = 0  # files that are corrupt or of an unknown version
+    # With several replicas:
+    unshipped: int = 0  # traces on this disk that the stream was not seen to have
+    streamed: int = 0  # entries of the stream, which wait for the compactor
 
 
 class TraceStore(Protocol):
@@ -47,10 +49,8 @@ class TraceStore(Protocol):
         """Keep what was said of a trace; durable when it returns. Raises `TraceError`."""
         ...
 
-    async def list(
-        self, *, limit: int = 50, since: datetime | None = None, strategy: str | None = None
-    ) -> Sequence[Summary]:
-        """The newest first; `since` is inclusive and has a time zone."""
+    async def list(self, wanted: Wanted = ALL, *, limit: int = 50) -> Sequence[Summary]:
+        """The newest first; of the same moment, the greater id."""
         ...
 
     async def flush(self) -> None:
@@ -79,9 +79,7 @@ class NoTraces:
     async def add_feedback(self, feedback: Feedback) -> None:
         return
 
-    async def list(
-        self, *, limit: int = 50, since: datetime | None = None, strategy: str | None = None
-    ) -> Sequence[Summary]:
+    async def list(self, wanted: Wanted = ALL, *, limit: int = 50) -> Sequence[Summary]:
         return ()
 
     async def flush(self) -> None:

@@ -21,7 +21,7 @@ from server.errors import PonderError
 from server.traces.codec import LineWriter, encode
 from server.traces.compact import compact, read
 from server.traces.index import Index
-from server.traces.summary import Summary, matches
+from server.traces.summary import Summary, Wanted
 from server.traces.table import TableWriter
 from server.traces.tree import render
 
@@ -85,7 +85,7 @@ def list_(
     """List traces, the newest first."""
     with complaints():
         index = Index(existing(folder))
-        found = index.list(limit=limit, since=since, strategy=strategy)
+        found = index.list(Wanted(since, strategy), limit=limit)
     if as_json:
         typer.echo(TypeAdapter(tuple[Summary, ...]).dump_json(found, indent=2))
     else:
@@ -144,19 +144,17 @@ def export(
     with complaints():
         if dest.exists():
             raise FileExistsError(f"{dest} exists already")
-        count = _export(existing(folder), dest, form, since, strategy)
+        count = _export(existing(folder), dest, form, Wanted(since, strategy))
     typer.echo(f"{count} traces in {dest}", err=True)
 
 
-def _export(
-    folder: Path, dest: Path, form: Format, since: datetime | None, strategy: str | None
-) -> int:
+def _export(folder: Path, dest: Path, form: Format, wanted: Wanted) -> int:
     count = 0
     temporary = dest.with_name(f"{dest.name}.tmp")
     try:
         with TableWriter(temporary) if form is Format.parquet else LineWriter(temporary) as out:
             for trace in read(folder):
-                if matches(Summary.of(trace), since, strategy):
+                if Summary.of(trace) in wanted:
                     out.add(trace)
                     count += 1
         temporary.rename(dest)

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from server.errors import TraceError
 from server.traces import spool, table
-from server.traces.feedback import FeedbackLog
+from server.traces.feedback_log import FeedbackLog
 from server.traces.schema import Trace
 
 log = logging.getLogger(__name__)

@@ -1,24 +1,20 @@
 """What was said of answers after they were given: records apart, joined when traces are read.
 
-A trace is never changed. Beside the segments lies `feedback.ndjson`, one line a record, appended
-and fsynced under the file's lock; of several on one trace the last one that says something of a
-field holds. A line that a crash left unfinished is cut off by the next writer, and readers skip it.
+A trace is never changed. Of several records on one trace the latest that says something of a
+field holds, in whatever order and however often they are read.
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
-from datetime import datetime
-from pathlib import Path
-from threading import Lock
+from collections.abc import Iterable
+from functools import reduce
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from server.errors import TraceError
+from server.traces.codec import first
 from server.traces.schema import Trace
-
-FILE = "feedback.ndjson"
+from server.traces.summary import Summary
 
 
 class Feedback(BaseModel):
@@ -28,72 +24,60 @@ class Feedback(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     trace_id: str
-    created_at: datetime
+    created_at: AwareDatetime
     tenant: str | None = None
     outcome: float | None = Field(None, ge=0, le=1)
     feedback: float | None = Field(None, ge=0, le=1)
     comment: str | None = None
 
 
-class FeedbackLog:
-    """The records of one folder. Thread-safe; every method may block on the disk."""
-
-    def __init__(self, folder: Path):
-        self.path = folder / FILE
-        self._latest: dict[str, Feedback] = {}
-        self._read = 0  # bytes
-        self._lines = 0
-        self._lock = Lock()
-
-    def add(self, feedback: Feedback) -> None:
-        """Durable when it returns. Raises `OSError`."""
-        fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o640)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            _cut_torn(fd)
-            _write(fd, feedback.model_dump_json().encode() + b"\n")
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-
-    def joined(self, trace: Trace) -> Trace:
-        """The trace with what was said of it: its `outcome`, which is that of the chosen answer,
-        and its `feedback`. Raises `TraceError` on a record that cannot be read."""
-        said = self.about(trace.trace_id)
-        return trace if said is None else _with(trace, said)
-
-    def about(self, trace_id: str) -> Feedback | None:
-        """All that was said of a trace, as one record. Raises `TraceError`."""
-        with self._lock:
-            self._refresh()
-            return self._latest.get(trace_id)
-
-    def _refresh(self) -> None:
-        """Read on where the last look ended."""
-        try:
-            with self.path.open("rb") as file:
-                file.seek(self._read)
-                for line in file:
-                    if not line.endswith(b"\n"):
-                        return
-                    self._take(line)
-        except (FileNotFoundError, NotADirectoryError):
-            return
-
-    def _take(self, line: bytes) -> None:
-        try:
-            new = Feedback.model_validate_json(line)
-        except ValidationError as error:
-            where = f"{self.path}:{self._lines + 1}"
-            raise TraceError(f"{where}: corrupt feedback: {error.errors()[0]['msg']}") from None
-        self._read += len(line)
-        self._lines += 1
-        old = self._latest.get(new.trace_id)
-        update = new.model_dump(exclude_none=True)
-        self._latest[new.trace_id] = new if old is None else old.model_copy(update=update)
+Records = tuple[Feedback, ...]
 
 
-def _with(trace: Trace, said: Feedback) -> Trace:
+def written(feedback: Feedback) -> bytes:
+    """A line, newline included."""
+    return feedback.model_dump_json().encode() + b"\n"
+
+
+def parsed(line: bytes, where: str) -> Feedback:
+    """Raises `TraceError` beginning with `where`."""
+    try:
+        return Feedback.model_validate_json(line)
+    except ValidationError as error:
+        raise TraceError(f"{where}: corrupt feedback: {first(error)}") from None
+
+
+class Said:
+    """Records by trace."""
+
+    def __init__(self) -> None:
+        self._records: dict[str, Records] = {}
+
+    def take(self, record: Feedback) -> None:
+        known = self._records.get(record.trace_id, ())
+        if record not in known:
+            self._records[record.trace_id] = (*known, record)
+
+    def about(self, trace_id: str) -> Records:
+        return self._records.get(trace_id, ())
+
+
+def told(records: Iterable[Feedback]) -> Feedback | None:
+    """All of them as one; None if there is none."""
+    ordered = sorted(records, key=lambda record: record.created_at)
+    return reduce(_updated, ordered) if ordered else None
+
+
+def _updated(old: Feedback, new: Feedback) -> Feedback:
+    return old.model_copy(update=new.model_dump(exclude_none=True))
+
+
+def joined(trace: Trace, records: Records) -> Trace:
+    """The trace with what was said of it: its `outcome`, which is that of the chosen answer, and
+    its `feedback`."""
+    said = told(records)
+    if said is None:
+        return trace
     changes: dict[str, object] = {}
     if said.feedback is not None:
         changes["feedback"] = said.feedback
@@ -107,23 +91,9 @@ def _with(trace: Trace, said: Feedback) -> Trace:
     return trace.model_copy(update=changes)
 
 
-def _cut_torn(fd: int) -> None:
-    """Cut off what a crash left after the last whole line."""
-    size = os.fstat(fd).st_size
-    end = size
-    while end and os.pread(fd, 1, end - 1) != b"\n":
-        end -= 1
-    if end != size:
-        os.ftruncate(fd, end)
-
-
-def _write(fd: int, line: bytes) -> None:
-    """Whole, or not at all."""
-    size = os.fstat(fd).st_size
-    rest = memoryview(line)
-    try:
-        while rest:
-            rest = rest[os.write(fd, rest) :]
-    except OSError:
-        os.ftruncate(fd, size)
-        raise
+def judged(summary: Summary, records: Records) -> Summary:
+    """The summary with the outcome that was said of it."""
+    said = told(records)
+    if said is None or said.outcome is None:
+        return summary
+    return summary.model_copy(update={"outcome": said.outcome})

@@ -8,16 +8,16 @@ servers may share a folder: what others wrote is found by reading on where the l
 from __future__ import annotations
 
 import logging
-from datetime import datetime
 from pathlib import Path
 from threading import RLock
 
 from server.errors import TraceError
 from server.traces import compact
-from server.traces.feedback import FeedbackLog
+from server.traces.feedback import judged
+from server.traces.feedback_log import FeedbackLog
 from server.traces.schema import Trace
 from server.traces.spool import Segment
-from server.traces.summary import Summary, matches
+from server.traces.summary import ALL, Summary, Wanted, top
 from server.traces.table import SUFFIX, Table
 
 log = logging.getLogger(__name__)
@@ -83,11 +83,22 @@ class Index:
 
     def get(self, trace_id: str) -> Trace | None:
         """With the feedback on it. Raises `TraceError` if a record is corrupt."""
+        found = self.find(trace_id)
+        return None if found is None else self.feedback.joined(found)
+
+    def find(self, trace_id: str) -> Trace | None:
+        """As it was written. Raises `TraceError` if its record is corrupt."""
         found = self._get(trace_id)
         if found is None:
             self.refresh()
             found = self._get(trace_id)
-        return None if found is None else self.feedback.joined(found)
+        return found
+
+    def segments(self) -> list[tuple[Segment, int]]:
+        """The spool and how many traces each segment has now, the oldest first."""
+        with self._lock:
+            found = [(s, len(s)) for s in self._sources.values() if isinstance(s, Segment)]
+        return sorted(found, key=lambda item: item[0].path)
 
     def _get(self, trace_id: str) -> Trace | None:
         for source in self._newest():
@@ -105,28 +116,17 @@ class Index:
             return sorted(self._sources.values(), key=lambda s: s.newest, reverse=True)
 
     def list(
-        self,
-        *,
-        limit: int,
-        since: datetime | None = None,
-        strategy: str | None = None,
-        also: tuple[Summary, ...] = (),
+        self, wanted: Wanted = ALL, *, limit: int, also: tuple[Summary, ...] = ()
     ) -> tuple[Summary, ...]:
         """The newest first, `also` among them. Reads no more files than it must."""
         self.refresh()
-        best = _top(also, limit, since, strategy)
+        since, best = wanted.since, top(also, limit, wanted)
         for source in self._newest():
-            full = len(best) == limit and best[-1].created_at >= source.newest
+            full = len(best) == limit and best[-1].created_at > source.newest
             if full or (since is not None and source.newest < since):
                 break
-            best = _top((*best, *self._heads(source)), limit, since, strategy)
-        return tuple(map(self._judged, best))
-
-    def _judged(self, summary: Summary) -> Summary:
-        said = self.feedback.about(summary.trace_id)
-        if said is None or said.outcome is None:
-            return summary
-        return summary.model_copy(update={"outcome": said.outcome})
+            best = top((*best, *self._heads(source)), limit, wanted)
+        return tuple(judged(summary, self.feedback.about(summary.trace_id)) for summary in best)
 
     def _heads(self, source: Segment | Table) -> tuple[Summary, ...]:
         with self._lock:
@@ -136,10 +136,3 @@ class Index:
             return tuple(source.heads())
         except FileNotFoundError:
             return ()  # deleted under us
-
-
-def _top(
-    summaries: tuple[Summary, ...], limit: int, since: datetime | None, strategy: str | None
-) -> tuple[Summary, ...]:
-    kept = {s.trace_id: s for s in summaries if matches(s, since, strategy)}
-    return tuple(sorted(kept.values(), key=lambda s: s.created_at, reverse=True)[:limit])

@@ -16,26 +16,21 @@ import os
 import sys
 from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 
 import server
 from server.config import TraceSettings
 from server.errors import TraceError, boundary
-from server.traces import NoTraces, Stats, TraceStore
+from server.traces import Stats
 from server.traces.feedback import Feedback
 from server.traces.index import Index
 from server.traces.pending import Pending
 from server.traces.schema import Trace
 from server.traces.spooler import Spooler
-from server.traces.summary import Summary
+from server.traces.summary import ALL, Summary, Wanted
 
 log = logging.getLogger(__name__)
 NICE = "10"
-
-
-def make_store(settings: TraceSettings) -> TraceStore:
-    return LocalStore(settings) if settings.enabled else NoTraces()
 
 
 class LocalStore:
@@ -46,9 +41,10 @@ class LocalStore:
         self._index = Index(settings.folder)
         self._pending = Pending(settings.queue)
         self._due = asyncio.Event()  # a segment waits to be compacted
-        self._spooler = Spooler(settings, self._pending, self._index, self._rotated)
+        callbacks = (self._rotated, self._wrote)
+        self._spooler = Spooler(settings, self._pending, self._index, *callbacks)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._compactor: asyncio.Task[None] | None = None
+        self._tending: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -58,7 +54,7 @@ class LocalStore:
             self._due.set()
         self._pending.open()
         self._spooler.start()
-        self._compactor = asyncio.create_task(self._compact())
+        self._tending = asyncio.create_task(self._tend())
 
     def _recover(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -85,17 +81,13 @@ class LocalStore:
         with boundary(TraceError, f"feedback on trace {feedback.trace_id!r}"):
             await asyncio.to_thread(self._index.feedback.add, feedback)
 
-    async def list(
-        self, *, limit: int = 50, since: datetime | None = None, strategy: str | None = None
-    ) -> Sequence[Summary]:
+    async def list(self, wanted: Wanted = ALL, *, limit: int = 50) -> Sequence[Summary]:
         with boundary(TraceError, "listing traces"):
-            return await asyncio.to_thread(self._list, limit, since, strategy)
+            return await asyncio.to_thread(self._list, wanted, limit)
 
-    def _list(
-        self, limit: int, since: datetime | None, strategy: str | None
-    ) -> tuple[Summary, ...]:
+    def _list(self, wanted: Wanted, limit: int) -> tuple[Summary, ...]:
         queued = tuple(map(Summary.of, self._pending.all()))
-        return self._index.list(limit=limit, since=since, strategy=strategy, also=queued)
+        return self._index.list(wanted, limit=limit, also=queued)
 
     async def flush(self) -> None:
         await asyncio.to_thread(self._pending.flush)
@@ -104,10 +96,10 @@ class LocalStore:
         self._pending.close()
         if self._spooler.ident is not None:
             await asyncio.to_thread(self._spooler.join)
-        if self._compactor is not None:
-            self._compactor.cancel()
+        if self._tending is not None:
+            self._tending.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._compactor
+                await self._tending
 
     def stats(self) -> Stats:
         return Stats(
@@ -125,7 +117,11 @@ class LocalStore:
         assert self._loop is not None
         self._loop.call_soon_threadsafe(self._due.set)
 
-    async def _compact(self) -> None:
+    def _wrote(self) -> None:
+        return
+
+    async def _tend(self) -> None:
+        """See to what was written."""
         while True:
             await self._due.wait()
             self._due.clear()

@@ -134,6 +134,16 @@ class Segment:
             file.seek(self._starts[row])
             return decode(file.readline(), f"{self.path}:{row + 1}")
 
+    def lines(self, first: int, end: int, size: int) -> list[bytes]:
+        """The rows from `first` on, one at least, and before `end`; no more once `size` bytes
+        are reached. Raises `FileNotFoundError` once the segment is gone."""
+        with self.path.open("rb") as file:
+            file.seek(self._starts[first])
+            found = [file.readline()]
+            while len(found) < end - first and sum(map(len, found)) < size:
+                found.append(file.readline())
+        return found
+
 
 def read_segment(path: Path) -> Iterator[Trace]:
     """Every whole line, in the order written. Raises `TraceError` naming file and line."""

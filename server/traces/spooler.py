@@ -31,6 +31,7 @@ class Spooler(Thread):
         pending: Pending,
         index: Index,
         rotated: Callable[[], None],
+        wrote: Callable[[], None],
     ):
         super().__init__(name="trace-spooler", daemon=True)
         self.written = self.dropped = self.rejected = self.bytes = self.durable = 0
@@ -38,6 +39,7 @@ class Spooler(Thread):
         self._pending = pending
         self._index = index
         self._rotated = rotated  # called in this thread when a segment was closed
+        self._wrote = wrote  # called in this thread when readers find more
         self._out: SegmentWriter | None = None
         self._segment: Segment | None = None
         self._unsynced: float | None = None  # since when, in `monotonic` seconds
@@ -63,8 +65,11 @@ class Spooler(Thread):
     def _turn(self) -> bool:
         """Write a batch and fsync if that is due. False if the disk failed."""
         try:
-            for trace in self._pending.take(BATCH, self._due_in()):
+            batch = self._pending.take(BATCH, self._due_in())
+            for trace in batch:
                 self._write(trace)
+            if batch:
+                self._wrote()
             if self._due_in() == 0 or self._pending.hurry:
                 self._sync()
             return True

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -185,29 +187,39 @@ class TableWriter:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             return self.close()
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Close it as it is."""
         self._out.close()
         self._file.close()
 
 
 class Table:
-    """A Parquet file as read. Keeps the ids in memory, 40 bytes a trace, and nothing else."""
+    """A Parquet file as read. Keeps the ids in memory, 40 bytes a trace, and nothing else.
 
-    def __init__(self, path: Path):
+    `opened` opens it; without it `path` is on this machine.
+    """
+
+    def __init__(self, path: Path | str, opened: Callable[[], Any] | None = None):
         self.path = path
+        self._opened = opened or partial(pa.OSFile, str(path))
         with self._open() as file:
             self.newest = _newest(file.metadata)
             self.ids = file.read(columns=["trace_id"])["trace_id"].combine_chunks()
             groups = range(file.num_row_groups)
             self._groups = [file.metadata.row_group(g).num_rows for g in groups]
 
-    def _open(self) -> pq.ParquetFile:
-        try:
-            file = pq.ParquetFile(self.path)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise TraceError(f"{self.path}: corrupt Parquet file: {error}") from error
-        version = (file.metadata.metadata or {}).get(VERSION_KEY)
-        check_version(version.decode(errors="replace") if version else None, str(self.path))
-        return file
+    @contextmanager
+    def _open(self) -> Iterator[pq.ParquetFile]:
+        with self._opened() as raw:
+            try:
+                file = pq.ParquetFile(raw)
+            except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+                raise TraceError(f"{self.path}: corrupt Parquet file: {error}") from error
+            version = (file.metadata.metadata or {}).get(VERSION_KEY)
+            check_version(version.decode(errors="replace") if version else None, str(self.path))
+            yield file
 
     def __len__(self) -> int:
         return len(self.ids)

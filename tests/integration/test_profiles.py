@@ -23,7 +23,7 @@ from server.profiles import shipped
 from server.reward import build_prm, default_reward
 from server.service import Service
 from server.settings import load_settings
-from server.traces.local import make_store
+from server.traces.shared import make_store
 from server.types import Message
 from tests.integration.families import FAMILIES, LLAMA, SHEPHERD, SKYWORK, Reading
 from tests.integration.family_checks import (

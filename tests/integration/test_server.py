@@ -26,7 +26,7 @@ from server.profiles import shipped
 from server.reward import Models
 from server.reward.prm import VllmPrm
 from server.service import Service
-from server.traces.local import make_store
+from server.traces.shared import make_store
 from server.types import Engine
 from tests.integration.conftest import settings as vllm_settings
 from tests.integration.servers import POLICY, metric, vllm_server

@@ -1,0 +1,203 @@
+"""Compacted traces in a folder that all replicas see, on any file system that fsspec knows.
+
+It holds what a local folder holds once it is compacted: `X.parquet` of traces and
+`feedback-X.ndjson`, which never change. X of a batch of the stream tells when its first and its
+last entry were added, so that files sort by age and old ones need not be opened.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache, partial
+from pathlib import Path
+from threading import RLock
+
+import fsspec
+import pyarrow as pa
+import pyarrow.compute as pc
+from fsspec.implementations.local import LocalFileSystem
+
+from server.errors import TraceError, boundary
+from server.traces import feedback
+from server.traces.feedback import Records, Said
+from server.traces.feedback_log import is_feedback
+from server.traces.schema import Trace
+from server.traces.spool import BEGINNING, sync_folder
+from server.traces.summary import ALL, Summary, Wanted, top
+from server.traces.table import SUFFIX, Table
+
+log = logging.getLogger(__name__)
+STAMP = r"\d{8}T\d{12}Z-\d{6,}"
+BATCH = re.compile(rf"{STAMP}-(\d{{8}}T\d{{12}}Z)-\d{{6,}}{re.escape(SUFFIX)}")
+FORM = "%Y%m%dT%H%M%S%fZ"
+SKEW = timedelta(hours=1)  # by which a replica's clock may be ahead of Redis's
+TABLES = 1000  # files whose ids are kept in memory: 40 bytes a trace
+
+
+def batch_name(first: str, last: str) -> str:
+    """The X of the batch whose first and last entry these are."""
+    return f"{batch_prefix(first)}{_stamp(last)}"
+
+
+def batch_prefix(first: str) -> str:
+    return f"{_stamp(first)}-"
+
+
+def _stamp(entry: str) -> str:
+    milliseconds, _, sequence = entry.partition("-")
+    moment = datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=int(milliseconds))
+    return f"{moment.strftime(FORM)}-{int(sequence):06d}"
+
+
+def newest_possible(name: str) -> datetime | None:
+    """When the last of a file's traces was made, at most; None if the name does not say."""
+    found = BATCH.fullmatch(name)
+    return found and datetime.strptime(found[1], FORM).replace(tzinfo=UTC) + SKEW
+
+
+class Archive:
+    """Thread-safe; every method may block. Raises `TraceError`."""
+
+    def __init__(self, url: str):
+        """`url` is a folder, or any URL that fsspec opens."""
+        self.url = url
+        with boundary(TraceError, f"traces.store {url}"):
+            self._files, self._root = fsspec.core.url_to_fs(url)
+        self._lock = RLock()
+        self._table = lru_cache(TABLES)(self._opened)
+        self._said = Said()
+        self._read: set[str] = set()  # files of feedback
+        self._broken: set[str] = set()
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self._files, LocalFileSystem)
+
+    def prepare(self) -> None:
+        """Make the folder, where there are folders."""
+        with boundary(TraceError, f"traces.store {self.url}"):
+            self._files.makedirs(self._root, exist_ok=True)
+
+    def names(self) -> list[str]:
+        """Every file's name without the folder, sorted."""
+        with self._lock, boundary(TraceError, f"traces.store {self.url}"):
+            self._files.invalidate_cache()
+            try:
+                found = self._files.find(self._root, maxdepth=1)
+            except FileNotFoundError:
+                return []
+            return sorted(path.rpartition("/")[2] for path in found)
+
+    def publish(self, file: Path, name: str) -> None:
+        """Put a whole file there; durable when it returns. Nobody sees it half written."""
+        target, temporary = self._path(name), self._path(f"{name}.tmp")
+        with self._lock, boundary(TraceError, f"writing {target}"):
+            self._files.put_file(str(file), temporary)
+            if self.is_local:
+                _sync(Path(temporary))
+                os.replace(temporary, target)
+                sync_folder(Path(self._root))
+                return
+            self._files.mv(temporary, target)
+            self._files.invalidate_cache()
+            size, wanted = self._files.info(target)["size"], file.stat().st_size
+        if size != wanted:
+            raise TraceError(f"{target} has {size} bytes, not {wanted}")
+
+    def find(self, trace_id: str) -> Trace | None:
+        """As it was written."""
+        for table in self._tables(self._newest_first()):
+            row = table.find(trace_id)
+            if row is not None:
+                with boundary(TraceError, f"{table.path}"):
+                    return table.read(row)
+        return None
+
+    def ids(self, name: str) -> set[str]:
+        """Of the traces in a file."""
+        return {i for table in self._tables([name]) for i in table.ids.to_pylist()}
+
+    def holding(self, trace_ids: Iterable[str], since: datetime, besides: str) -> set[str]:
+        """Which of these traces, none of them older than `since`, are in files of other batches
+        than those whose names begin with `besides`."""
+        wanted, held = pa.array(list(trace_ids)), set[str]()
+        names = [n for n in self._newest_first() if not n.startswith(besides)]
+        for table in self._tables(n for n in names if _may_hold(n, since)):
+            if table.newest >= since:
+                held.update(wanted.filter(pc.is_in(wanted, table.ids)).to_pylist())
+        return held
+
+    def list(self, wanted: Wanted = ALL, *, limit: int) -> tuple[Summary, ...]:
+        """The newest first. Opens no more files than it must."""
+        best: tuple[Summary, ...] = ()
+        bound = wanted.since or BEGINNING
+        for name in self._newest_first():
+            if len(best) == limit:
+                bound = max(bound, best[-1].created_at)
+            for table in self._tables([name] if _may_hold(name, bound) else ()):
+                if table.newest >= bound:
+                    best = top((*best, *table.heads()), limit, wanted)
+        return best
+
+    def about(self, trace_ids: Iterable[str]) -> dict[str, Records]:
+        """The feedback on traces."""
+        with self._lock:
+            for name in filter(is_feedback, self.names()):
+                if name not in self._read:
+                    self._take(name)
+            return {trace_id: self._said.about(trace_id) for trace_id in trace_ids}
+
+    def _take(self, name: str) -> None:
+        path = self._path(name)
+        with boundary(TraceError, path):
+            lines = self._files.cat_file(path).splitlines()
+        for number, line in enumerate(lines, 1):
+            self._said.take(feedback.parsed(line, f"{path}:{number}"))
+        self._read.add(name)
+
+    def _newest_first(self) -> list[str]:
+        return [name for name in reversed(self.names()) if name.endswith(SUFFIX)]
+
+    def _tables(self, names: Iterable[str]) -> Iterator[Table]:
+        """Those that can be read; the others are logged, once."""
+        for name in names:
+            if name in self._broken:
+                continue
+            try:
+                table = self._table(name)
+            except FileNotFoundError:
+                continue  # deleted since it was listed
+            except TraceError as error:
+                self._broken.add(name)
+                log.error("%s", error)
+                continue
+            except OSError as error:
+                raise TraceError(f"{self._path(name)}: {error}") from error
+            yield table
+
+    def _opened(self, name: str) -> Table:
+        path = self._path(name)
+        if self.is_local:
+            return Table(Path(path))
+        return Table(self._files.unstrip_protocol(path), partial(self._files.open, path, "rb"))
+
+    def _path(self, name: str) -> str:
+        return f"{self._root.rstrip('/')}/{name}"
+
+
+def _may_hold(name: str, moment: datetime) -> bool:
+    """Whether a file can have a trace that was made then or later."""
+    newest = newest_possible(name)
+    return newest is None or newest >= moment
+
+
+def _sync(file: Path) -> None:
+    fd = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

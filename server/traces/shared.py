@@ -1,0 +1,123 @@
+"""Traces of several replicas: a spool on each one's disk, one stream, one archive.
+
+A search ends, and its trace goes to this replica's spool as it does with one replica alone; from
+there to the stream in Redis (`shipper.py`), which `ponder compact` writes to the archive
+(`compactor.py`). Until a trace is in the archive it stays in the spool, so that it is lost only
+with both this disk and Redis. Readers look in the spool, the stream, then the archive, which is
+the way that a trace goes: they cannot miss it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from server.config import TraceSettings
+from server.errors import StateError, TraceError, boundary
+from server.state.connection import Connection
+from server.traces import NoTraces, Stats, TraceStore
+from server.traces.archive import Archive
+from server.traces.feedback import Feedback, Records, joined, judged
+from server.traces.local import LocalStore
+from server.traces.schema import Trace
+from server.traces.shipper import Shipper
+from server.traces.stream import TraceStream
+from server.traces.summary import ALL, Summary, Wanted, top
+
+log = logging.getLogger(__name__)
+LAST_ROUND = 10.0  # seconds to bring over, at the end, what is left
+
+
+def make_store(settings: TraceSettings, connection: Connection | None = None) -> TraceStore:
+    if not settings.enabled:
+        return NoTraces()
+    return LocalStore(settings) if connection is None else SharedStore(settings, connection)
+
+
+class SharedStore(LocalStore):
+    """See `TraceStore`. Raises `StateError` where the answer may lie in a Redis that is away."""
+
+    def __init__(self, settings: TraceSettings, connection: Connection):
+        super().__init__(settings)
+        self._stream = TraceStream(connection)
+        self._archive = Archive(settings.store) if settings.store else None
+        every = connection.settings.check_seconds
+        self._shipper = Shipper(self._index, self._stream, every)
+        if self._archive is None:
+            log.warning("traces.store is unset: the stream grows until `ponder compact` has one")
+
+    async def get(self, trace_id: str) -> Trace | None:
+        with boundary(TraceError, f"trace {trace_id!r}"):
+            found = self._pending.get(trace_id)
+            found = found or await asyncio.to_thread(self._index.find, trace_id)
+            try:
+                found = found or await self._stream.trace(trace_id)
+                fresh = await self._stream.about([trace_id])
+            except StateError:
+                found, fresh = found or await self._archived(trace_id), {}
+                if found is None:
+                    raise
+            found = found or await self._archived(trace_id)
+            if found is None:
+                return None
+            return joined(found, (await self._about([trace_id], fresh))[trace_id])
+
+    async def _archived(self, trace_id: str) -> Trace | None:
+        if self._archive is None:
+            return None
+        return await asyncio.to_thread(self._archive.find, trace_id)
+
+    async def list(self, wanted: Wanted = ALL, *, limit: int = 50) -> Sequence[Summary]:
+        with boundary(TraceError, "listing traces"):
+            found = list(await super().list(wanted, limit=limit))
+            found += await self._stream.list(wanted, limit=limit)
+            if self._archive is not None:
+                found += await asyncio.to_thread(self._archive.list, wanted, limit=limit)
+            best = top(found, limit, wanted)
+            ids = [summary.trace_id for summary in best]
+            said = await self._about(ids, await self._stream.about(ids))
+            return tuple(judged(summary, said[summary.trace_id]) for summary in best)
+
+    async def _about(
+        self, trace_ids: Sequence[str], fresh: Mapping[str, Records]
+    ) -> Mapping[str, Records]:
+        """All that was said of traces: `fresh` in the stream, and on the way before and after."""
+
+        def about() -> dict[str, Records]:
+            old = self._archive.about(trace_ids) if self._archive is not None else {}
+            here = self._index.feedback
+            return {i: (*old.get(i, ()), *fresh.get(i, ()), *here.about(i)) for i in trace_ids}
+
+        return await asyncio.to_thread(about)
+
+    async def add_feedback(self, feedback: Feedback) -> None:
+        with boundary(TraceError, f"feedback on trace {feedback.trace_id!r}"):
+            await self._shipper.add_feedback(feedback)
+
+    async def close(self) -> None:
+        await super().close()
+        if self._tending is None:
+            return  # it was never started
+        try:
+            async with asyncio.timeout(LAST_ROUND):
+                await self._shipper.tried()
+        except TimeoutError:
+            log.warning("no time to bring every trace to the stream")
+        if self._shipper.unshipped:
+            log.warning("%d traces stay in %s", self._shipper.unshipped, self._folder)
+
+    def stats(self) -> Stats:
+        counts = {"unshipped": self._shipper.unshipped, "streamed": self._shipper.streamed}
+        return replace(super().stats(), **counts)
+
+    def _wrote(self) -> None:
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._shipper.wake)
+
+    def _rotated(self) -> None:
+        return  # what is compacted is compacted elsewhere
+
+    async def _tend(self) -> None:
+        await self._shipper.run()

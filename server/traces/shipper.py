@@ -1,0 +1,182 @@
+"""Brings what lies on this replica's disk to the stream, in the order in which it was written.
+
+Every trace goes by way of the disk, whether Redis answers or not. A segment is deleted once it is
+closed and the stream has none of its traces any more, for then they are compacted; a Redis that
+was started anew may have lost some, and is offered again what is still here. Adding a trace twice
+changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from server.errors import PonderError, StateError, TraceError
+from server.traces import compact
+from server.traces.feedback import Feedback, written
+from server.traces.feedback_log import PREFIX, SUFFIX, read_apart, write_apart
+from server.traces.index import Index
+from server.traces.spool import Segment, sync_folder
+from server.traces.stream import TraceStream
+
+log = logging.getLogger(__name__)
+ROWS, BYTES = 64, 1 << 20  # traces of one command: so many, and no more once it has so many bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A segment as it was a moment ago."""
+
+    segment: Segment
+    rows: int
+    closed: bool  # nobody writes to it any more
+
+
+class Shipper:
+    def __init__(self, index: Index, stream: TraceStream, every: float):
+        """It looks every `every` seconds, and when it is woken."""
+        self.unshipped = 0  # traces that the stream was not seen to have
+        self.streamed = 0  # entries of the stream, everyone's
+        self._index, self._stream, self._every = index, stream, every
+        self._wake = asyncio.Event()
+        self._busy = asyncio.Lock()
+        self._run = ""  # the server that was seen to have what follows
+        self._sent: dict[Path, int] = {}  # rows of segments
+        self._said: set[Path] = set()
+        self._records: dict[Path, tuple[str, bytes]] = {}  # files of feedback
+        self._complaint = ""
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    async def run(self) -> None:
+        self._records |= await asyncio.to_thread(_records_in, self._index.folder)
+        while True:
+            if await self.tried():
+                await self._woken()
+            else:
+                await asyncio.sleep(self._every)
+
+    async def tried(self) -> bool:
+        """A round; what goes wrong is logged, once."""
+        try:
+            await self.round()
+            self._complaint = ""
+            return True
+        except (PonderError, OSError) as error:
+            if self._complaint != str(error):
+                self._complaint = str(error)
+                log.warning("traces wait in %s: %s", self._index.folder, error)
+            return False
+
+    async def _woken(self) -> None:
+        try:
+            async with asyncio.timeout(self._every):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+        self._wake.clear()
+
+    async def round(self) -> None:
+        """Bring over what is here. Raises `StateError` while Redis is away."""
+        async with self._busy:
+            parts = await asyncio.to_thread(self._parts)
+            self.unshipped = sum(part.rows - self._sent.get(part.segment.path, 0) for part in parts)
+            run, self.streamed = await self._stream.run()
+            if run != self._run:
+                self._run, self._sent, self._said = run, {}, set()
+            for part in parts:
+                await self._ship(part)
+            await self._say()
+            await self._settle(parts)
+
+    async def add_feedback(self, feedback: Feedback) -> None:
+        """Durable here when it returns, and in the stream if Redis answers. Raises `OSError`."""
+        path = await asyncio.to_thread(write_apart, self._index.folder, feedback)
+        self._records[path] = record = (feedback.trace_id, written(feedback))
+        with suppress(StateError):  # then a later round does it
+            await self._stream.say([record])
+
+    def _parts(self) -> list[Part]:
+        """The segments that are this replica's: its own, and those that a dead one left."""
+        if any(not segment.owned for segment, _ in self._index.segments()):
+            self._index.refresh()
+        closed = {s.path for s, _ in self._index.segments() if _is_closed(s.path)}
+        found = self._index.segments()
+        return [Part(s, n, s.path in closed) for s, n in found if s.owned or s.path in closed]
+
+    async def _ship(self, part: Part) -> None:
+        segment, path = part.segment, part.segment.path
+        sent = self._sent.get(path, 0)
+        while sent < part.rows:
+            end = min(part.rows, sent + ROWS)
+            lines = await asyncio.to_thread(segment.lines, sent, end, BYTES)
+            end = sent + len(lines)
+            await self._stream.add(list(zip(segment.summaries[sent:end], lines, strict=True)))
+            self._sent[path] = sent = end
+            self.unshipped = max(0, self.unshipped - len(lines))
+
+    async def _say(self) -> None:
+        new = [path for path in self._records if path not in self._said][:ROWS]
+        if new:
+            await self._stream.say([self._records[path] for path in new])
+            self._said.update(new)
+
+    async def _settle(self, parts: list[Part]) -> None:
+        """Delete what is compacted, the oldest first."""
+        for part in parts:
+            ids = [s.trace_id for s in part.segment.summaries[: part.rows]]
+            if not part.closed or not await self._is_compacted(ids):
+                break
+            await asyncio.to_thread(self._discard, part.segment.path)
+        said = sorted(self._said)
+        if said:
+            standing = await self._stream.says([self._records[path] for path in said])
+            if standing.run == self._run:
+                gone = [p for p, there in zip(said, standing.present, strict=True) if not there]
+                await asyncio.to_thread(_delete, gone)
+                for path in gone:
+                    self._said.discard(path)
+                    del self._records[path]
+
+    async def _is_compacted(self, ids: list[str]) -> bool:
+        """They were in the stream of this server, and are not there any more."""
+        if not ids:
+            return True
+        standing = await self._stream.has(ids)
+        return standing.run == self._run and not any(standing.present)
+
+    def _discard(self, path: Path) -> None:
+        with compact.claim(path) as mine:
+            if mine:
+                _delete([path])
+        self._sent.pop(path, None)
+        self._index.refresh()
+
+
+def _is_closed(path: Path) -> bool:
+    with compact.claim(path) as mine:
+        return mine
+
+
+def _delete(paths: list[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
+    if paths:
+        sync_folder(paths[0].parent)
+
+
+def _records_in(folder: Path) -> dict[Path, tuple[str, bytes]]:
+    """The files of feedback that an earlier process left."""
+    found: dict[Path, tuple[str, bytes]] = {}
+    for path in sorted(folder.glob(f"{PREFIX}*{SUFFIX}")):
+        try:
+            record = read_apart(path)
+        except TraceError as error:
+            log.error("%s", error)
+        else:
+            found[path] = (record.trace_id, written(record))
+    return found
