@@ -238,6 +238,9 @@ def compact_(
     from server.traces import compactor
 
     settings = settings_of(config, set_, {})
+    given = {"redis.url": settings.redis, "traces.store": settings.traces.store}
+    if missing := [name for name, value in given.items() if value is None]:
+        raise SettingsError([f"{name}: must be set, to compact" for name in missing])
     log_to_stderr(logging.INFO)
     compactor.run(settings, once=once)
 

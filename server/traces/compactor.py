@@ -23,7 +23,7 @@ from typing import Any
 from uuid import uuid4
 
 from server.config import Settings, TraceSettings
-from server.errors import BadRequest, PonderError, StateError
+from server.errors import PonderError, StateError, boundary
 from server.state.connection import Connection
 from server.traces.archive import Archive
 from server.traces.batch import Batch
@@ -36,18 +36,18 @@ PAUSE = 1.0  # seconds between two looks, and after what went wrong
 
 
 def run(settings: Settings, *, once: bool) -> None:
-    """What `ponder compact` does. Raises `PonderError`."""
+    """What `ponder compact` does; `redis` and `traces.store` are set. Raises `PonderError`."""
     asyncio.run(_run(settings, once=once))
 
 
 async def _run(settings: Settings, *, once: bool) -> None:
     redis, store = settings.redis, settings.traces.store
-    if redis is None or store is None:
-        raise BadRequest("redis and traces.store must be set: from where to where", param="redis")
+    assert redis is not None and store is not None
     archive = Archive(store)
     await asyncio.to_thread(archive.prepare)
     patient = redis.model_copy(update={"seconds": max(SECONDS, redis.seconds)})
-    connection = Connection(patient)
+    with boundary(StateError, "redis.password_file"):
+        connection = Connection(patient)
     async with connection.watched():
         compactor = Compactor(connection, archive, settings.traces)
         if once:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import importlib.util
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import pytest
+import redis
 
 from server.traces.codec import LineWriter, encode
-from server.traces.feedback import Feedback, FeedbackLog
+from server.traces.feedback import Feedback
+from server.traces.feedback_log import FeedbackLog
 from server.traces.schema import Trace
 from server.traces.table import TableWriter
+from tests.sharing import compacted, names, put, replica, said, shipped, until
 from tests.traces import make_trace
+from tests.valkey import Valkey
 from trainer.errors import DataError
-from trainer.source import read, read_stream
+from trainer.source import read
 
 TRACES = [make_trace(f"t{i}") for i in range(3)]
 
@@ -139,36 +143,66 @@ def test_a_folder_without_traces(tmp_path: Path, bucket: Any) -> None:
             ids(location)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("redis") is not None, reason="redis-py is here")
-def test_redis_without_its_client() -> None:
-    with pytest.raises(DataError, match="reading a stream needs redis-py: pip install redis"):
-        ids("redis://localhost:6379/0#traces")
+def write(url: str, *entries: dict[Any, Any]) -> None:
+    with redis.Redis.from_url(url) as client:
+        for fields in entries:
+            client.xadd("traces", fields)
 
 
-class Memory:
-    """A stream, as Redis gives it out."""
-
-    def __init__(self, *entries: tuple[bytes, dict[bytes, bytes]]):
-        self.entries = entries
-
-    def xrange(self, name: str, min: str, max: str, count: int) -> Any:
-        assert (name, max) == ("traces", "+")
-        after = -1 if min == "-" else int(min.removeprefix("(").partition("-")[0])
-        return [e for e in self.entries if int(e[0].partition(b"-")[0]) > after][:count]
-
-
-def test_a_stream() -> None:
+def test_a_stream(valkey: Valkey) -> None:
     traces = [make_trace(f"t{i}") for i in range(250)]
-    stream = Memory(*((b"%d-0" % i, {b"trace": encode(t)}) for i, t in enumerate(traces)))
-    found = list(read_stream(stream, "traces", "redis://x"))
+    write(valkey.url, *({"trace": encode(t)} for t in traces))
+    found = list(read([f"{valkey.url}#traces"]))
     assert [f.trace for f in found] == traces
-    assert found[7].where == "redis://x entry 7-0"
+    assert re.fullmatch(rf"{valkey.url}#traces entry \d+-\d+", found[7].where)
+    assert ids(valkey.url) == []  # another one, by the default name
+
+
+async def test_what_the_server_and_its_compactor_wrote(valkey: Valkey, tmp_path: Path) -> None:
+    """A half of it in the stream and a half in the archive, and feedback on both in both."""
+    store = str(tmp_path / "store")
+    async with replica(valkey, tmp_path / "one", store=store) as one:
+        put(one, *range(10))
+        await one.add_feedback(said(0, outcome=1.0))
+        await until(shipped(one, 11))
+        await compacted(valkey, store)
+        await until(shipped(one, 0))
+        put(one, *range(10, 20))
+        for number in (1, 11):
+            await one.add_feedback(said(number, outcome=0.0))
+        await until(shipped(one, 12))
+        stream = f"{valkey.url}#ponder:traces"
+        assert ids(stream, store) == [*names(10, 10), *names(10)]
+        assert ids(store, stream) == ids(stream, store)
+        found = {f.trace.trace_id: f.trace.outcome for f in read([store, stream])}
+        assert {i: found[i] for i in ("t0000", "t0001", "t0011", "t0012")} == {
+            "t0000": 1.0, "t0001": 0.0, "t0011": 0.0, "t0012": None,
+        }  # fmt: skip
+        await compacted(valkey, store)
+        assert ids(stream, store) == names(20)
+        again = {f.trace.trace_id: f.trace.outcome for f in read([f"file://{store}"])}
+        assert again == found
 
 
 @pytest.mark.parametrize(
     ("fields", "complaint"),
-    [({b"x": b""}, "no field 'trace'"), ({b"trace": b"{"}, "corrupt trace")],
+    [({"x": b""}, "it has no field 'trace'"), ({"trace": b"{"}, "corrupt trace")],
 )
-def test_a_bad_entry_of_a_stream(fields: dict[bytes, bytes], complaint: str) -> None:
-    with pytest.raises(DataError, match=f"redis://x entry 1-0: .*{complaint}"):
-        list(read_stream(Memory((b"1-0", fields)), "traces", "redis://x"))
+def test_a_bad_entry_of_a_stream(valkey: Valkey, fields: dict[Any, Any], complaint: str) -> None:
+    write(valkey.url, fields)
+    with pytest.raises(DataError, match=rf"#traces entry \d+-0: .*{complaint}"):
+        ids(f"{valkey.url}#traces")
+
+
+def test_a_key_that_is_no_stream(valkey: Valkey) -> None:
+    with redis.Redis.from_url(valkey.url) as client:
+        client.set("traces", "x")
+    with pytest.raises(DataError, match="WRONGTYPE"):
+        ids(f"{valkey.url}#traces")
+
+
+@pytest.mark.parametrize("url", ["unix:///nowhere/x.sock", "redis://me:secret@127.0.0.1:1/0"])
+def test_a_redis_that_does_not_answer(url: str) -> None:
+    with pytest.raises(DataError, match="ConnectionError") as error:
+        ids(url)
+    assert "secret" not in str(error.value)

@@ -1,0 +1,311 @@
+"""Traces of several replicas, by way of a real Valkey."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from server.config import TraceSettings
+from server.errors import StateError
+from server.settings import load_settings
+from server.sources import SettingsError
+from server.state.connection import Connection
+from server.traces import NoTraces
+from server.traces.local import LocalStore
+from server.traces.shared import SharedStore, make_store
+from server.traces.summary import Wanted
+from tests.serving import USER, client, world
+from tests.sharing import (
+    compacted,
+    connected,
+    files,
+    ids,
+    names,
+    put,
+    replica,
+    said,
+    shipped,
+    spooled,
+    until,
+)
+from tests.traces import make_node, make_trace
+from tests.valkey import Valkey, running
+
+
+async def test_a_trace_is_found_by_another_replica(valkey: Valkey, tmp_path: Path) -> None:
+    """In the stream, and in the archive when it is not there any more."""
+    store = str(tmp_path / "store")
+    async with (
+        replica(valkey, tmp_path / "one", store=store) as one,
+        replica(valkey, tmp_path / "two", store=store) as two,
+    ):
+        put(one, 1)
+        put(two, 2)
+        await until(shipped(one, 2))
+        assert await two.get("t0001") == make_trace("t0001")
+        assert [s.trace_id for s in await one.list()] == ["t0002", "t0001"]
+        await compacted(valkey, store)
+        await until(shipped(two, 0))
+        assert await two.get("t0001") == make_trace("t0001")
+        assert [s.trace_id for s in await two.list()] == ["t0002", "t0001"]
+        assert await two.get("t0003") is None
+    assert sorted(ids(tmp_path / "store")) == ["t0001", "t0002"]
+
+
+async def test_listings_are_whole_and_ordered(valkey: Valkey, tmp_path: Path) -> None:
+    """Over what is here, what another has, and what is compacted."""
+    store, moment = str(tmp_path / "store"), datetime(2026, 1, 1, tzinfo=UTC)
+    async with (
+        replica(valkey, tmp_path / "one", store=store) as one,
+        replica(valkey, tmp_path / "two", store=store) as two,
+    ):
+        for number in range(9):
+            kind = {"kind": "beam" if number % 2 else "mcts"}
+            when = moment + timedelta(hours=number)
+            where = two if number % 3 else one
+            where.put(make_trace(f"t{number}", created_at=when, strategy=kind, tenant=f"{number}"))
+            await until(shipped(where, number + 1 if number < 4 else number - 3))
+            if number == 3:
+                await compacted(valkey, store)
+                await until(shipped(where, 0))
+        for reader in (one, two):
+
+            async def listed(limit: int = 50, reader: SharedStore = reader, **how: object) -> str:
+                found = await reader.list(Wanted(**how), limit=limit)  # type: ignore[arg-type]
+                return "".join(s.trace_id.removeprefix("t") for s in found)
+
+            assert await listed() == "876543210"
+            assert await listed(2) == "87"
+            assert await listed(strategy="mcts") == "86420"
+            assert await listed(since=moment + timedelta(hours=3)) == "876543"
+            assert await listed(3, after=(moment + timedelta(hours=6), "t6")) == "543"
+            assert await listed(tenants=("2", "7")) == "72"
+
+
+async def test_more_than_a_page_is_listed(valkey: Valkey, tmp_path: Path) -> None:
+    async with (
+        replica(valkey, tmp_path / "one") as one,
+        replica(valkey, tmp_path / "two") as two,
+    ):
+        put(one, *range(450))
+        one.put(
+            make_trace("x", strategy={"kind": "beam"}, created_at=datetime(2025, 1, 1, tzinfo=UTC))
+        )
+        await until(shipped(one, 451))
+        assert [s.trace_id for s in await two.list(Wanted(strategy="beam"))] == ["x"]
+        assert [s.trace_id for s in await two.list(limit=1000)] == [*reversed(names(450)), "x"]
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["kept", "lost"])
+async def test_redis_killed_in_mid_run(tmp_path: Path, lost: bool) -> None:
+    """Serving goes on, and in the end every trace is in the archive once, in order: whether Redis
+    comes back with what it had or with nothing."""
+    store = tmp_path / "store"
+    settings = {"compact_rows": 20, "store": str(store)}
+    with running(durable=not lost) as valkey:
+        async with (
+            replica(valkey, tmp_path / "one", **settings) as one,
+            replica(valkey, tmp_path / "two", **settings) as two,
+        ):
+            both = ((one, 0), (two, 5000))
+
+            def more(first: int, count: int) -> None:
+                for replica_, base in both:
+                    put(replica_, *range(base + first, base + first + count))
+
+            more(0, 50)
+            await until(shipped(one, 100))
+            await compacted(valkey, store, compact_rows=30)
+            more(50, 50)
+            await until(shipped(two, 100))
+            valkey.kill()
+            more(100, 50)
+            for replica_, base in both:
+                await until(lambda store=replica_: store.stats().unshipped >= 50)
+                found = await replica_.get(f"t{base + 120:04d}")
+                assert found is not None
+                with pytest.raises(StateError):
+                    await replica_.get("elsewhere")
+            valkey.start()
+            more(150, 50)
+            await until(lambda: one.stats().unshipped + two.stats().unshipped == 0)
+            await until(lambda: one.stats().pending + two.stats().pending == 0)
+            await until(lambda: one.stats().streamed >= 200)
+            await compacted(valkey, store, compact_rows=30)
+            await until(shipped(one, 0))
+            for part in ("one", "two"):
+                await until(lambda part=part: len(spooled(tmp_path / part)) <= 1)
+    rows = ids(store)
+    assert len(rows) == 400
+    assert [i for i in rows if i < "t5000"] == names(200)
+    assert [i for i in rows if i >= "t5000"] == names(200, 5000)
+
+
+async def test_a_replica_that_starts_without_redis(valkey: Valkey, tmp_path: Path) -> None:
+    valkey.kill()
+    async with replica(valkey, tmp_path / "one", store=str(tmp_path / "store")) as store:
+        put(store, *range(3))
+        await store.flush()
+        assert await store.get("t0001") == make_trace("t0001")
+        with pytest.raises(StateError):
+            await store.list()
+        await until(lambda: store.stats().unshipped == 3)
+        valkey.start()
+        await until(shipped(store, 3))
+        assert len(await store.list()) == 3
+
+
+async def test_what_a_replica_left_on_its_disk(valkey: Valkey, tmp_path: Path) -> None:
+    """It is brought over at the next start; what had been brought already is not there twice."""
+    store = str(tmp_path / "store")
+    async with replica(valkey, tmp_path / "one", store=store, compact_rows=4) as one:
+        put(one, *range(10))
+        await until(shipped(one, 10))
+    await compacted(valkey, store, compact_rows=5)
+    valkey.kill()
+    async with replica(valkey, tmp_path / "one", store=store, compact_rows=4) as one:
+        put(one, *range(10, 16))
+        await one.flush()
+    valkey.start()  # and has forgotten everything
+    async with replica(valkey, tmp_path / "one", store=store, compact_rows=4) as one:
+        await until(lambda: one.stats().streamed >= 6 and one.stats().unshipped == 0)
+        await compacted(valkey, store)
+        await until(lambda: spooled(tmp_path / "one") == [])
+        assert await one.get("t0003") == make_trace("t0003")
+    assert ids(tmp_path / "store") == names(16)
+
+
+async def test_a_segment_stays_until_it_is_compacted(valkey: Valkey, tmp_path: Path) -> None:
+    async with replica(valkey, tmp_path / "one", compact_rows=2) as store:
+        put(store, *range(5))
+        await until(shipped(store, 5))
+        for _ in range(2):  # whole rounds
+            await store._shipper.round()
+        assert len(spooled(tmp_path / "one")) == 3
+        await compacted(valkey, tmp_path / "store")
+        await store._shipper.round()
+        assert len(spooled(tmp_path / "one")) == 1  # it is being written
+
+
+async def test_an_old_folder_is_brought_over(valkey: Valkey, tmp_path: Path) -> None:
+    """What one replica alone had in its spool, before there were several."""
+    alone = LocalStore(TraceSettings(folder=tmp_path / "one"))
+    await alone.start()
+    alone.put(make_trace("t0000"))
+    alone._tending.cancel()  # type: ignore[union-attr]  # a crash, before it is compacted
+    await alone.close()
+    async with replica(valkey, tmp_path / "one") as store:
+        await until(shipped(store, 1))
+
+
+async def test_feedback_by_another_replica(valkey: Valkey, tmp_path: Path) -> None:
+    """It lands wherever the trace is, and the latest holds, in whatever order they come."""
+    store = str(tmp_path / "store")
+    async with (
+        replica(valkey, tmp_path / "one", store=store) as one,
+        replica(valkey, tmp_path / "two", store=store) as two,
+    ):
+        put(one, 1)
+        await until(shipped(one, 1))
+        await two.add_feedback(said(1, outcome=0.25, feedback=0.5))
+        for reader in (one, two):
+            trace = await reader.get("t0001")
+            assert trace is not None and (trace.outcome, trace.feedback) == (0.25, 0.5)
+            assert [s.outcome for s in await reader.list()] == [0.25]
+        await compacted(valkey, store)
+        later = said(1, outcome=1.0).model_copy(update={"created_at": datetime.now(UTC)})
+        await one.add_feedback(later)
+        for _ in range(2):
+            for reader in (one, two):
+                trace = await reader.get("t0001")
+                assert trace is not None and (trace.outcome, trace.feedback) == (1.0, 0.5)
+            await compacted(valkey, store)
+            await until(lambda: _waiting(tmp_path) == [])
+
+
+def _waiting(folder: Path) -> list[Path]:
+    """Feedback on the replicas' disks."""
+    return [p for part in ("one", "two") for p in files(folder / part, "feedback-*")]
+
+
+async def test_feedback_while_redis_is_away(valkey: Valkey, tmp_path: Path) -> None:
+    store = str(tmp_path / "store")
+    async with replica(valkey, tmp_path / "one", store=store) as one:
+        put(one, 1)
+        await until(shipped(one, 1))
+        valkey.kill()
+        await one.add_feedback(said(1, outcome=1.0))
+        trace = await one.get("t0001")
+        assert trace is not None and trace.outcome == 1.0
+    valkey.start()
+    async with (
+        replica(valkey, tmp_path / "one", store=store) as one,
+        replica(valkey, tmp_path / "two", store=store) as two,
+    ):
+        await until(shipped(one, 2))
+        trace = await two.get("t0001")
+        assert trace is not None and trace.outcome == 1.0
+
+
+async def test_the_routes_of_two_gateways(valkey: Valkey, tmp_path: Path) -> None:
+    async with (
+        replica(valkey, tmp_path / "one") as one,
+        replica(valkey, tmp_path / "two") as two,
+        client(world(store=one)) as at_one,
+        client(world(store=two)) as at_two,
+    ):
+        chat = {"model": "ponder-vote", "messages": USER}
+        reply = await at_one.post("/v1/chat/completions", json=chat)
+        trace_id = reply.json()["ponder"]["trace_id"]
+        await until(shipped(one, 1))
+        body = {"trace_id": trace_id, "outcome": 1}
+        given = await at_two.post("/v1/feedback", json=body)
+        assert (given.status_code, given.json()["outcome"]) == (200, 1.0)
+        assert (await at_one.get(f"/v1/traces/{trace_id}")).json()["outcome"] == 1.0
+        listed = (await at_two.get("/v1/traces")).json()["data"]
+        assert [(s["trace_id"], s["outcome"]) for s in listed] == [(trace_id, 1.0)]
+        valkey.kill()
+        assert (await at_two.post("/v1/chat/completions", json=chat)).status_code == 200
+        assert (await at_two.get("/v1/traces/elsewhere")).status_code == 503
+
+
+async def test_a_full_redis_is_waited_for(
+    valkey: Valkey, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is evicted and nothing lost: the spool is larger than Redis's memory."""
+    nodes = tuple(make_node(i, 0 if i else None, text="x" * 10_000) for i in range(100))
+    store = tmp_path / "store"
+    async with connected(valkey) as connection, replica(valkey, tmp_path / "one") as one:
+        await connection.redis.config_set("maxmemory", "8mb")
+        await connection.redis.config_set("maxmemory-policy", "noeviction")
+        for number in range(20):
+            one.put(make_trace(f"t{number:04d}", nodes=nodes))
+        await until(lambda: "traces wait in" in caplog.text)
+        assert "OOM" in caplog.text
+        while one.stats().unshipped or one.stats().streamed:
+            async with asyncio.timeout(30):
+                await compacted(valkey, store)
+                await one._shipper.tried()
+    assert ids(store) == names(20)
+
+
+def test_a_store_is_for_several_replicas(tmp_path: Path) -> None:
+    environment = {
+        "PONDER_POLICY": '{"kind": "vllm", "model": "none"}',
+        "PONDER_TRACES__STORE": str(tmp_path),
+    }
+    with pytest.raises(SettingsError, match=r"redis .*: .*must be set where traces\.store is"):
+        load_settings(None, environment)
+    url = {"PONDER_REDIS__URL": "redis://localhost"}
+    assert load_settings(None, environment | url).traces.store == str(tmp_path)
+
+
+def test_settings_choose_the_store(valkey: Valkey, tmp_path: Path) -> None:
+    connection = Connection(valkey.settings())
+    settings = TraceSettings(folder=tmp_path)
+    assert type(make_store(settings)) is LocalStore
+    assert type(make_store(settings, connection)) is SharedStore
+    assert type(make_store(TraceSettings(enabled=False), connection)) is NoTraces
