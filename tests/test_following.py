@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from server.following import Follower
+from server.promotions import Promotions
 from tests.serving import until
 from tests.test_exchange import World
 from tests.test_published import NOON, promote, publish
@@ -15,7 +16,7 @@ from tests.test_published import NOON, promote, publish
 
 def following(tmp_path: Path) -> tuple[World, Follower, Path]:
     it, root = World(tmp_path), tmp_path / "published"
-    return it, Follower(it.weights, root, 0.01), root
+    return it, Follower(it.weights, Promotions(root), 0.01), root
 
 
 async def test_the_newest_promoted_is_served_from_the_start_on(tmp_path: Path) -> None:

@@ -31,8 +31,15 @@ log = logging.getLogger(__name__)
 class Handover:
     """`servers` gives those that there are now. `version` is what searches begin with."""
 
-    def __init__(self, servers: Callable[[], Sequence[Held]]):
+    def __init__(
+        self,
+        servers: Callable[[], Sequence[Held]],
+        *,
+        renewal: float = RENEWAL,
+        poll: float = POLL,
+    ):
         self.version = ""
+        self._renewal, self._poll = renewal, poll
         self._get = servers
         self._going: set[Held] = set()  # that are being let go
         self._keeper: asyncio.Task[None] | None = None
@@ -128,7 +135,7 @@ class Handover:
 
     async def _served(self, version: str) -> None:
         while not self.serve(version):
-            await asyncio.sleep(POLL)
+            await asyncio.sleep(self._poll)
             await self._renew()
             words = [s.word for s in self.servers if s.word is not None]
             if not self._going and not any(word.goal == version for word in words):
@@ -137,7 +144,7 @@ class Handover:
 
     async def _keep(self) -> None:
         while True:
-            await asyncio.sleep(RENEWAL)
+            await asyncio.sleep(self._renewal)
             await self._renew()
 
     async def _renew(self) -> None:

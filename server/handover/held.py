@@ -1,7 +1,7 @@
 """One server, and this gateway's hold on the weights that it serves.
 
 A server of ours does not go over to other weights while a gateway holds those it serves. A hold
-ends when it is let go, or when it was not renewed for `SECONDS`: a gateway that died keeps nobody
+ends when it is let go, or when it was not renewed for `seconds`: a gateway that died keeps nobody
 from anything. What a search asks is pinned (`PIN`), so that it fails, rather than goes on with
 other weights, where a hold was lost.
 """
@@ -42,11 +42,17 @@ class Server(Protocol):
 class Held:
     """`version` is what searches may be pinned to here; None: nothing."""
 
-    def __init__(self, server: Server, *, clock: Callable[[], float] = monotonic):
+    def __init__(
+        self,
+        server: Server,
+        *,
+        seconds: float = SECONDS,
+        clock: Callable[[], float] = monotonic,
+    ):
         self.name = server.name
         self.version: str | None = None
         self.word: Word | None = None  # the last one
-        self._server, self._clock = server, clock
+        self._server, self._seconds, self._clock = server, seconds, clock
         self._holder = uuid4().hex
         self._until = 0.0
         self._leaving = False
@@ -62,7 +68,7 @@ class Held:
 
     async def ask(self) -> Word | None:
         """What it says now; None if it is no server of ours."""
-        said = await self._server.upstream.get(ROUTE, within=SECONDS / 4)
+        said = await self._server.upstream.get(ROUTE, within=self._seconds / 4)
         self.word = None if said is None else self._read(said)
         return self.word
 
@@ -72,7 +78,7 @@ class Held:
             if self._leaving:
                 return
             try:
-                word = await self._post(version, SECONDS)
+                word = await self._post(version, self._seconds)
             except PonderError:
                 if self._clock() > self._until:
                     self.version = None
@@ -100,7 +106,7 @@ class Held:
         asked = self._clock()
         body = Hold(holder=self._holder, version=version, seconds=seconds).model_dump()
         self.word = word = self._read(
-            await self._server.upstream.tell(HOLDS, body, within=SECONDS / 4)
+            await self._server.upstream.tell(HOLDS, body, within=self._seconds / 4)
         )
         self._until = asked + seconds
         return word

@@ -15,37 +15,22 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import FastAPI
 
 from server.engine.checkpoint import Checkpoint, look_over
 from server.engine.reload import reload, reloads_right
 from server.engine.tokenizer import HFTokenizer
 from server.errors import EngineError
-from server.handover.word import HOLDS, ROUTE, Hold, Word
+from server.pod.flags import NAME
 from server.pod.gate import Gated
 from server.pod.pod import Pod
+from server.pod.routes import router
 from server.pod.settings import PodSettings, pod_settings
 from server.pod.version import promotions_of, version_of
 from server.promotions import Promotions
 from server.state.connection import Connection
 
-NAME = "ponder"
 log = logging.getLogger("ponder.pod")
-router = APIRouter(tags=["weights"])
-
-
-@router.get(ROUTE)
-async def told(request: Request) -> Word:
-    """What this server serves, and what is coming."""
-    pod: Pod = request.app.state.pod
-    return await pod.word()
-
-
-@router.post(HOLDS)
-async def held(asked: Hold, request: Request) -> Word:
-    """Keep this server from other weights than these for a while; 0 seconds: no more."""
-    pod: Pod = request.app.state.pod
-    return pod.hold(asked)
 
 
 class Plugin:

@@ -7,10 +7,11 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from server.config import WeightSettings
+from server.config import Settings, WeightSettings
 from server.engines import Frozen
 from server.published import Kind
 from server.settings import load
+from server.sources import variable
 from server.state.settings import RedisSettings
 
 
@@ -30,6 +31,11 @@ class PodSettings(Frozen):
         return self
 
 
+OURS = PodSettings.model_fields.keys()
+
+
 def pod_settings(env: Mapping[str, str]) -> PodSettings:
-    """Raises `SettingsError`."""
-    return load(PodSettings, None, env)
+    """What is a gateway's alone is passed over: both may have one environment. Raises
+    `SettingsError`."""
+    theirs = tuple(variable((name,)) for name in Settings.model_fields.keys() - OURS)
+    return load(PodSettings, None, {k: v for k, v in env.items() if not k.startswith(theirs)})

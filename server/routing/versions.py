@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 
 from server.handover.handover import Handover
-from server.handover.held import Held
+from server.handover.held import SECONDS, Held
 from server.routing.fleet import Fleet
 from server.routing.replica import Replica
 from server.routing.route import Route
@@ -17,11 +17,12 @@ from server.routing.route import Route
 class Versions:
     """Of servers that follow nothing there are none: `follows` is false."""
 
-    def __init__(self, fleet: Fleet):
+    def __init__(self, fleet: Fleet, *, hold: float = SECONDS, **times: float):
+        """A `hold` lasts so many seconds; `times` are those of a `Handover`."""
         self.follows = False
-        self._fleet = fleet
+        self._fleet, self._hold = fleet, hold
         self._held: dict[Replica, Held] = {}
-        self._handover = Handover(self._servers)
+        self._handover = Handover(self._servers, **times)
         self._used: Counter[str] = Counter()  # by how many models
 
     async def start(self) -> str:
@@ -61,4 +62,4 @@ class Versions:
         return list(self._held.values())
 
     def _of(self, replica: Replica) -> Held:
-        return self._held.setdefault(replica, Held(replica))
+        return self._held.setdefault(replica, Held(replica, seconds=self._hold))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from tempfile import TemporaryFile
+from typing import Any
 
 import httpx
 
@@ -35,21 +37,35 @@ STARTUP = 180  # seconds
 
 
 @asynccontextmanager
-async def vllm_server(model: str, *arguments: str) -> AsyncIterator[str]:
+async def vllm_server(model: str, *arguments: str, **how: Any) -> AsyncIterator[str]:
     """A server of `model`: its address, up to /v1. It is gone when the block is left."""
-    port = free_port()
-    command = ["-m", "vllm.entrypoints.openai.api_server", f"--model={model}", f"--port={port}"]
+    async with vllm_process(model, *arguments, **how) as (url, _):
+        yield url
+
+
+@asynccontextmanager
+async def vllm_process(
+    model: str,
+    *arguments: str,
+    module: str = "vllm.entrypoints.openai.api_server",
+    port: int | None = None,
+    **environment: str,
+) -> AsyncIterator[tuple[str, Process]]:
+    """The same, and its process, which leads a group of its own with its engine."""
+    port = port or free_port()
+    command = ["-m", module, f"--model={model}", f"--port={port}"]
     with TemporaryFile() as output:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             *(*command, *ARGUMENTS, *arguments),
-            env=os.environ | ENVIRONMENT,
+            env=os.environ | ENVIRONMENT | environment,
             stdout=output,
             stderr=output,
+            start_new_session=True,
         )
         try:
             await healthy(f"http://127.0.0.1:{port}", process)
-            yield f"http://127.0.0.1:{port}/v1"
+            yield f"http://127.0.0.1:{port}/v1", process
         except NotStarted as error:
             output.seek(0)
             raise AssertionError(f"{error}\n{output.read().decode()[-4000:]}") from error
@@ -63,7 +79,7 @@ class NotStarted(Exception):
     pass
 
 
-async def healthy(url: str, process: asyncio.subprocess.Process) -> None:
+async def healthy(url: str, process: Process) -> None:
     async with httpx.AsyncClient() as client, asyncio.timeout(STARTUP):
         while process.returncode is None:
             try:
