@@ -188,6 +188,11 @@ class ServerSettings(Frozen):
             raise ValueError(problem)
         return admins
 
+    @property
+    def keys(self) -> tuple[KeySettings, ...]:
+        """All that open the guarded routes, if any does."""
+        return (*self.api_keys, *self.admin_keys) if self.api_keys else ()
+
 
 class Settings(Frozen):
     server: ServerSettings = ServerSettings()

@@ -227,8 +227,7 @@ def _store(settings: Settings, redis: Connection | None) -> TraceStore:
 
 
 def _quotas(settings: Settings, redis: Connection | None, metrics: Metrics) -> Quotas:
-    keys = (*settings.server.api_keys, *settings.server.admin_keys)
-    quotas = Quotas(settings.quotas, keys, redis, metrics)
+    quotas = Quotas(settings.quotas, settings.server.keys, redis, metrics)
     metrics.watch("quota_owed", "Searches not yet settled in Redis", lambda: quotas.owed)
     return quotas
 

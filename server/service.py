@@ -72,7 +72,7 @@ class Service:
     ):
         """Without `quotas` it counts them itself, in this process."""
         self.settings = settings
-        keys = (*settings.server.api_keys, *settings.server.admin_keys)
+        keys = settings.server.keys
         self.quotas = quotas or Quotas(settings.quotas, keys, observer=observer)
         self._preparer = Preparer(settings.limits, models)
         self._traces, self._observer = traces, observer
@@ -111,12 +111,14 @@ class Service:
 
         Raises `Overloaded`, `EngineError`, `ScorerError`, `NoAnswer`, `StateError`.
         """
-        async with self.quotas.held(ask.tenant, ask.most, told) as hold:
-            return await self._admitted(ask, listener, hold)
-
-    async def _admitted(self, ask: Ask, listener: Listener | None, hold: Hold) -> Outcome:
         seconds = ask.budget.seconds
         assert seconds is not None
+        async with self.quotas.held(ask.tenant, ask.most, seconds, told) as hold:
+            return await self._admitted(ask, listener, seconds, hold)
+
+    async def _admitted(
+        self, ask: Ask, listener: Listener | None, seconds: float, hold: Hold
+    ) -> Outcome:
         async with self._admission.admitted(ask.tenant, seconds) as left:
             with self.weights.pinned() as models:
                 models = models.routed(ask.prompt.messages)

@@ -16,15 +16,22 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from server.api.app import create_app
+from server.api.once import Once
 from server.api.server import uvicorn_config
 from server.config import Settings
 from server.metrics import Metrics
 from server.profiles import AnswerProfile, Profile
 from server.reward import Models
 from server.service import Service
+from server.state.connection import Connection
+from server.state.quotas import Quotas
+from server.state.replies import RedisReplies
+from server.traces import TraceStore
 from server.traces.feedback import Feedback
 from server.traces.schema import Trace
+from server.traces.summary import ALL, Summary, Wanted
 from tests.fakes import FakeEngine
+from tests.valkey import Valkey
 
 PROFILE = Profile(
     name="fake",
@@ -48,6 +55,10 @@ class Kept:
     async def get(self, trace_id: str) -> Trace | None:
         return self.traces.get(trace_id)
 
+    async def list(self, wanted: Wanted = ALL, *, limit: int = 50) -> list[Summary]:
+        found = [s for s in map(Summary.of, self.traces.values()) if s in wanted]
+        return sorted(found, key=lambda s: s.place, reverse=True)[:limit]
+
     async def add_feedback(self, feedback: Feedback) -> None:
         trace, said = self.traces[feedback.trace_id], feedback.model_dump(exclude_none=True)
         changes: dict[str, Any] = {n: said[n] for n in ("outcome", "feedback") if n in said}
@@ -63,6 +74,8 @@ class World:
     settings: Settings
     metrics: Metrics
     app: FastAPI
+    once: Once
+    redis: Connection | None = None
 
     @property
     def idle(self) -> bool:
@@ -71,18 +84,40 @@ class World:
 
 
 def world(
-    *, engine: FakeEngine | None = None, profile: Profile = PROFILE, **settings: Any
+    *,
+    engine: FakeEngine | None = None,
+    profile: Profile = PROFILE,
+    redis: Connection | None = None,
+    store: TraceStore | None = None,
+    **settings: Any,
 ) -> World:
-    """A server over fakes that write a token each 0.1 ms."""
+    """A server over fakes that write a token each 0.1 ms. With `redis` one of several replicas."""
     engine = engine or FakeEngine(pace=1e-4)
     configured = Settings.model_validate(
         {"policy": {"kind": "vllm", "model": "fake", "profile": "default"}, **settings}
     )
-    metrics, traces = Metrics(CollectorRegistry()), Kept()
+    metrics, traces = Metrics(CollectorRegistry()), store or Kept()
     models = Models(engine, profile)
-    service = Service(configured, models, traces=traces, observer=metrics)
-    app = create_app(service, configured, traces, metrics)  # type: ignore[arg-type]
-    return World(engine, service, configured, metrics, app)
+    quotas = Quotas(configured.quotas, configured.server.keys, redis, metrics)
+    service = Service(configured, models, traces=traces, observer=metrics, quotas=quotas)
+    repeats = configured.idempotency
+    shared = RedisReplies(redis, repeats.lease_seconds) if redis else None
+    once = Once(repeats, metrics, shared)
+    app = create_app(service, configured, traces, metrics, once)  # type: ignore[arg-type]
+    return World(engine, service, configured, metrics, app, once, redis)
+
+
+@asynccontextmanager
+async def replica(valkey: Valkey, **options: Any) -> AsyncIterator[World]:
+    """One of several servers that share what is in `valkey`."""
+    redis = Connection(valkey.settings())
+    async with redis.watched():
+        parts = world(redis=redis, **options)
+        try:
+            yield parts
+        finally:
+            await parts.once.close()
+            await parts.service.quotas.close()
 
 
 @asynccontextmanager

@@ -6,12 +6,14 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi.routing import APIRoute
 
+from server.api.health import OPEN
+from server.keys import hashed
 from tests.serving import USER, client, world
 
 CHAT = {"model": "fake", "messages": USER}
 KEYS: Any = {"server": {"api_keys": ["first-key", "second-key"]}}
-OPEN = {"/health", "/ready"}
 GUARDED = [
     ("POST", "/v1/chat/completions"),
     ("POST", "/v1/reason"),
@@ -65,16 +67,43 @@ async def test_every_route_but_the_probes_is_guarded() -> None:
     parts = world(**KEYS)
     asked = set()
     async with client(parts) as http:
-        for path, methods in routes(parts.app.openapi()["paths"]):
-            for method in methods:
-                reply = await http.request(method, path)
-                assert (reply.status_code == 401) == (path not in OPEN), path
-                asked.add(path)
-    assert asked > OPEN
+        for route in parts.app.routes:
+            assert isinstance(route, APIRoute), f"{route} asks nobody for a key"
+            path = route.path.replace("{", "").replace("}", "")
+            for method in route.methods:
+                for headers in ({}, bearer("wrong"), bearer(hashed("first-key"))):
+                    reply = await http.request(method, path, headers=headers)
+                    assert (reply.status_code == 401) == (path not in OPEN), (method, path)
+            asked.add(path)
+    assert asked > OPEN and {path for _, path in GUARDED if path in asked} != set()
+    assert parts.idle
 
 
-def routes(paths: dict[str, dict[str, object]]) -> list[tuple[str, list[str]]]:
-    return [(path.replace("{", "").replace("}", ""), list(found)) for path, found in paths.items()]
+async def test_hashed_keys_and_plain_ones_open_the_same_doors() -> None:
+    keys: Any = {
+        "server": {
+            "api_keys": [hashed("first-key"), {"key": "second-key", "name": "bob"}],
+            "admin_keys": [{"key": hashed("admin-key"), "name": "root"}],
+        }
+    }
+    async with client(world(**keys)) as http:
+        for key in ("first-key", "second-key", "admin-key"):
+            assert (await http.get("/v1/models", headers=bearer(key))).status_code == 200
+        codes = [
+            (await http.get("/v1/weights", headers=bearer(key))).status_code
+            for key in ("first-key", "second-key", "admin-key")
+        ]
+    assert codes == [403, 403, 200]
+
+
+async def test_keys_of_one_name_are_one_tenant() -> None:
+    """So that a key can be replaced by another, and its traces stay."""
+    both = [{"key": "old", "name": "bob"}, {"key": "new", "name": "bob"}]
+    async with client(world(server={"api_keys": both})) as http:
+        reply = await http.post("/v1/chat/completions", json=CHAT, headers=bearer("old"))
+        trace = f"/v1/traces/{reply.json()['ponder']['trace_id']}"
+        found = await http.get(trace, headers=bearer("new"))
+    assert found.status_code == 200 and found.json()["tenant"] == "bob"
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from server.keys import hashed
 from tests import scripted
 from tests.scripted import DONE, Scripted, delta, usage
 from tests.serving import serving, world
@@ -42,7 +43,7 @@ async def ponder(*arguments: str, env: dict[str, str] | None = None) -> tuple[in
     return process.returncode, out.decode(), err.decode()
 
 
-@pytest.mark.parametrize("command", ["serve", "ask", "demo", "models", "config", "traces"])
+@pytest.mark.parametrize("command", ["serve", "ask", "demo", "models", "config", "traces", "key"])
 async def test_every_command_explains_itself(command: str) -> None:
     status, out, err = await ponder(command, "--help")
     assert (status, err) == (0, "")
@@ -282,3 +283,15 @@ async def test_a_port_that_is_taken_is_told_before_anything_loads(
         status, _, err = await ponder("serve", "--config", REFERENCE, "--port", port)
     assert status == 2
     assert f"server.port {port}: cannot be bound: Address already in use" in err
+
+
+async def test_key_makes_a_key_and_its_hash() -> None:
+    status, out, err = await ponder("key")
+    assert (status, err) == (0, "")
+    made = dict(line.split() for line in out.splitlines())
+    assert made["hash"] == hashed(made["key"])
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "server", "key", "--existing"), stdin=PIPE, stdout=PIPE
+    )
+    given, _ = await process.communicate(made["key"].encode() + b"\n")
+    assert given.decode().split() == ["hash", made["hash"]]

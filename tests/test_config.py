@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from server.config import HttpSettings, VllmSettings
+from server.keys import digest
 from server.settings import load_settings
 from server.sources import SettingsError
 
@@ -41,7 +42,7 @@ def test_every_shipped_config_is_valid(config: Path) -> None:
 
 def test_what_a_shipped_config_suggests_is_valid(file: Path) -> None:
     text = Path("configs/remote.yaml").read_text()
-    for key in ("priority", "orm", "judge", "verifiers", "scheduling"):
+    for key in ("priority", "urls", "resolve_seconds", "orm", "judge", "verifiers", "scheduling"):
         text, found = re.subn(rf"# (?={key}: )", "", text)
         assert found == 1
     file.write_text(text)
@@ -83,7 +84,7 @@ def test_text_stays_text_and_the_rest_is_json(file: Path) -> None:
     assert settings.policy.model == "123"
     assert settings.policy.extra == {"block_size": 32}
     assert settings.server.docs is False
-    assert [k.get_secret_value() for k in settings.server.api_keys] == ["a", "b"]
+    assert [k.digest for k in settings.server.api_keys] == [digest("a"), digest("b")]
     assert settings.traces.folder == Path("here")
 
 
@@ -241,3 +242,41 @@ def test_a_secret_is_never_told(file: Path) -> None:
     assert "hush" not in repr(load_settings(file, {}))
     for value in ('["hush"', '"hush"', '[["hush"]]'):
         assert "hush" not in " ".join(problems(file, env={"PONDER_SERVER__API_KEYS": value}))
+
+
+SERVERS = "policy: {kind: http, model: m, url: http://a:8000/v1, "
+
+
+def test_several_servers_of_one_model(file: Path) -> None:
+    file.write_text(SERVERS + "urls: [http://b:8000/v1], resolve_seconds: 5}\n")
+    env = {"PONDER_POLICY__ROUTING__FLOOR": "8", "PONDER_POLICY__URLS": '["https://c/v1"]'}
+    policy = load_settings(file, env).policy
+    assert isinstance(policy, HttpSettings)
+    assert policy.all_urls == ("http://a:8000/v1", "https://c/v1")
+    assert (policy.routing.floor, policy.routing.factor, policy.resolve_seconds) == (8, 1.25, 5)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "key", "told"),
+    [
+        ("urls: [ftp://b/v1]", "policy.urls.0", "is not like http://policy:8000/v1"),
+        ("urls: [http:///v1]", "policy.urls.0", "is not like http://policy:8000/v1"),
+        ("urls: [http://b/v1?a=b]", "policy.urls.0", "is not like http://policy:8000/v1"),
+        ("urls: [http://me:hush@b/v1]", "policy.urls.0", "there is api_key for those"),
+        ("urls: [http://a:8000/v1/]", "policy.urls", "named twice, with url: http://a:8000/v1"),
+        ("urls: http://b/v1", "policy.urls", "valid tuple"),
+        ("resolve_seconds: 0", "policy.resolve_seconds", "greater than 0"),
+        ("routing: {factor: 0.9}", "policy.routing.factor", "greater than or equal to 1"),
+        ("routing: {floor: 0}", "policy.routing.floor", "greater than or equal to 1"),
+        ("routing: {kv_high: 1.1}", "policy.routing.kv_high", "less than or equal to 1"),
+        ("routing: {moves: -1}", "policy.routing.moves", "greater than or equal to 0"),
+        ("routing: {failures: 0}", "policy.routing.failures", "greater than or equal to 1"),
+        ("routing: {probe_seconds: 0}", "policy.routing.probe_seconds", "greater than 0"),
+        ("routing: {by: load}", "policy.routing.by", "allowed at policy.routing: factor, failures"),
+    ],
+)
+def test_what_several_servers_cannot_be(file: Path, wrong: str, key: str, told: str) -> None:
+    (problem,) = problems(file, SERVERS + wrong + "}\n")
+    assert problem.startswith(f"{key} ({file}): ")
+    assert told in problem
+    assert "hush" not in problem

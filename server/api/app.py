@@ -54,8 +54,7 @@ def create_app(
 def _guarded(app: FastAPI, parts: Parts) -> APIRouter:
     """Every route that asks for a key: all but the two probes."""
     server = parts.settings.server
-    keys = (*server.api_keys, *server.admin_keys) if server.api_keys else ()
-    router = APIRouter(dependencies=[Depends(authorizer(keys))])
+    router = APIRouter(dependencies=[Depends(authorizer(server.keys))])
     for family in (chat, reason, models, presets, trace, feedback, health):
         router.include_router(family.routes(parts))
     admins = [Depends(for_admins(server.admin_keys))]

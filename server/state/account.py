@@ -1,8 +1,9 @@
 """What one tenant has taken of its quota: in this process; `account_redis.py` does the same there.
 
 A minute's limits are buckets that hold one minute's worth and drain steadily; a day's limit is a
-count that begins anew at midnight, UTC. What a search might take is held before it begins, and what
-it did not take is given back when it has ended. A search is begun only if all of it fits.
+count that begins anew at midnight, UTC. What a search might take is held before it begins, if all
+of it fits; when it has ended, what it took is taken, and the rest of the hold is gone. What is held
+does not drain: else more than was there would be given back.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ class Taken:
     """Of each limit, by the account's own clock; 0 where there is none."""
 
     requests: float  # in the minute's bucket
-    tokens: float
-    day: int  # tokens
+    tokens: float  # in the minute's bucket, or held
+    day: int  # tokens, those held among them
     now: float  # Unix seconds
 
 
@@ -37,8 +38,13 @@ class Verdict:
 class Ledger(Protocol):
     """The accounts of all tenants. Raises `StateError` if it cannot be had."""
 
-    async def hold(self, tenant: str, quota: Quota, hold: str, tokens: int) -> Verdict:
-        """Hold one request and `tokens`, all or nothing; twice under one name is once."""
+    async def hold(
+        self, tenant: str, quota: Quota, hold: str, tokens: int, seconds: float
+    ) -> Verdict:
+        """Hold one request and `tokens`, all or nothing; twice under one name is once.
+
+        Who has not settled it after `seconds` is taken for dead, and has used all of it.
+        """
         ...
 
     async def settle(
@@ -53,13 +59,14 @@ class Ledger(Protocol):
 
 @dataclass(slots=True)
 class Account:
-    """One tenant's."""
+    """One tenant's. Whoever holds lives as long as it does."""
 
     at: float  # the buckets stand as they did then
     requests: float = 0.0
     tokens: float = 0.0
+    held: int = 0  # tokens
     day: int = 0  # since the epoch
-    used: int = 0  # tokens of that day
+    used: int = 0  # tokens of that day, held or taken
     holds: dict[str, tuple[int, int]] = field(default_factory=dict)  # by name: day, tokens
 
     def go_on(self, quota: Quota, now: float) -> None:
@@ -75,28 +82,27 @@ class Account:
             return True
         if not (
             _fits(self.requests + 1, quota.requests_per_minute)
-            and _fits(self.tokens + tokens, quota.tokens_per_minute)
+            and _fits(self.tokens + self.held + tokens, quota.tokens_per_minute)
             and _fits(self.used + tokens, quota.tokens_per_day)
         ):
             return False
         self.holds[name] = self.day, tokens
         self.requests += quota.requests_per_minute is not None
-        self._take(quota, self.day, tokens)
+        self.held += tokens
+        self.used += tokens
         return True
 
     def settle(self, quota: Quota, name: str, used: int) -> None:
-        if name in self.holds:
-            day, held = self.holds.pop(name)
-            self._take(quota, day, used - held)
-
-    def _take(self, quota: Quota, day: int, tokens: int) -> None:
-        if quota.tokens_per_minute is not None:
-            self.tokens = max(0.0, self.tokens + tokens)
+        if name not in self.holds:
+            return
+        day, tokens = self.holds.pop(name)
+        self.held -= tokens
+        self.tokens += used if quota.tokens_per_minute is not None else 0
         if day == self.day:
-            self.used = max(0, self.used + tokens)
+            self.used += used - tokens
 
     def taken(self) -> Taken:
-        return Taken(self.requests, self.tokens, self.used, self.at)
+        return Taken(self.requests, self.tokens + self.held, self.used, self.at)
 
 
 def _fits(amount: float, most: int | None) -> bool:
@@ -116,7 +122,9 @@ class MemoryLedger:
         account.go_on(quota, now)
         return account
 
-    async def hold(self, tenant: str, quota: Quota, hold: str, tokens: int) -> Verdict:
+    async def hold(
+        self, tenant: str, quota: Quota, hold: str, tokens: int, seconds: float
+    ) -> Verdict:
         account = self._account(tenant, quota)
         granted = account.hold(quota, hold, tokens)
         return Verdict(granted, account.taken())

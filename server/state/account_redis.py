@@ -1,8 +1,8 @@
 """The accounts of `account.py` in Redis, for all replicas: one script a change, by its clock.
 
-PREFIXquota:TENANT is a hash (at, requests, tokens, day, used), PREFIXquota:TENANT:HOLD what a
-search holds. A replica that dies leaves what its searches held as taken: until the bucket has
-drained, and until the end of the day.
+PREFIXquota:TENANT is a hash (at, requests, tokens, held, day, used), PREFIXquota:TENANT:holds a
+sorted set of what is held, by the second in which its replica is taken for dead, and
+PREFIXquota:TENANT:HOLD what one search holds of a day.
 """
 
 from __future__ import annotations
@@ -19,63 +19,85 @@ from server.state.settings import Quota
 # What both scripts begin with: the account as it stands now. No limit is 0.
 ACCOUNT = f"""
 local rpm, tpm, tpd = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local account, holds, hold = KEYS[1], KEYS[2], KEYS[3]
+local name = ARGV[4]
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
 local today = math.floor(now / {DAY})
-local had = redis.call('HMGET', KEYS[1], 'at', 'requests', 'tokens', 'day', 'used')
+local had = redis.call('HMGET', account, 'at', 'requests', 'tokens', 'held', 'day', 'used')
 local minutes = math.max(0, now - tonumber(had[1] or now)) / 60
 local requests = math.max(0, tonumber(had[2] or 0) - minutes * rpm)
 local tokens = math.max(0, tonumber(had[3] or 0) - minutes * tpm)
+local held = tonumber(had[4] or 0)
 local used = 0
-if tonumber(had[4] or 0) == today then used = tonumber(had[5]) end
+if tonumber(had[5] or 0) == today then used = tonumber(had[6]) end
 
-local function take(day, amount)
-  if tpm > 0 then tokens = math.max(0, tokens + amount) end
-  if day == today then used = math.max(0, used + amount) end
+local function take(amount)
+  if tpm > 0 then tokens = tokens + amount end
+end
+
+-- Held by replicas that died, as far as we know.
+for _, dead in ipairs(redis.call('ZRANGEBYSCORE', holds, '-inf', now)) do
+  local amount = tonumber(string.match(dead, ':(%d+)$'))
+  redis.call('ZREM', holds, dead)
+  held = held - amount
+  take(amount)
 end
 
 local function text(number)
   return string.format('%.6f', number)
 end
 
+local function whole(number)
+  return string.format('%.0f', number)
+end
+
 local function keep()
-  redis.call('HSET', KEYS[1], 'at', text(now), 'requests', text(requests),
-    'tokens', text(tokens), 'day', today, 'used', string.format('%.0f', used))
-  redis.call('EXPIRE', KEYS[1], {2 * DAY})
+  redis.call('HSET', account, 'at', text(now), 'requests', text(requests), 'tokens', text(tokens),
+    'held', whole(held), 'day', today, 'used', whole(used))
+  redis.call('EXPIRE', account, {2 * DAY})
+  redis.call('EXPIRE', holds, {2 * DAY})
 end
 """
 HOLD = (
     ACCOUNT
     + f"""
-local want = tonumber(ARGV[4])
-local granted = redis.call('EXISTS', KEYS[2])
+local want, seconds = tonumber(ARGV[5]), tonumber(ARGV[6])
+local granted = redis.call('EXISTS', hold)
 if granted == 0
   and (rpm == 0 or requests + 1 <= rpm + {SLACK})
-  and (tpm == 0 or tokens + want <= tpm + {SLACK})
+  and (tpm == 0 or tokens + held + want <= tpm + {SLACK})
   and (tpd == 0 or used + want <= tpd) then
   granted = 1
   if rpm > 0 then requests = requests + 1 end
-  take(today, want)
-  keep()
-  redis.call('SET', KEYS[2], today .. ':' .. string.format('%.0f', want), 'EX', {DAY})
+  held = held + want
+  used = used + want
+  redis.call('SET', hold, today .. ':' .. whole(want), 'EX', {DAY})
+  redis.call('ZADD', holds, now + seconds, name .. ':' .. whole(want))
 end
-return {{granted, text(requests), text(tokens), string.format('%.0f', used), text(now)}}
+keep()
+return {{granted, text(requests), text(tokens + held), whole(used), text(now)}}
 """
 )
 SETTLE = (
     ACCOUNT
     + """
-local spent, owed = tonumber(ARGV[4]), ARGV[5] == '1'
-local held = redis.call('GET', KEYS[2])
-if held == 'settled' or not (held or owed) then return 0 end
-if held then
-  local day, amount = string.match(held, '(%d+):(%d+)')
-  take(tonumber(day), spent - tonumber(amount))
+local spent, owed = tonumber(ARGV[5]), ARGV[6] == '1'
+local had = redis.call('GET', hold)
+if had == 'settled' or not (had or owed) then return 0 end
+if had then
+  local day, amount = string.match(had, '(%d+):(%d+)')
+  if redis.call('ZREM', holds, name .. ':' .. amount) == 1 then
+    held = held - tonumber(amount)
+    take(spent)
+  end
+  if tonumber(day) == today then used = used + spent - tonumber(amount) end
 else
-  take(today, spent)
+  take(spent)
+  used = used + spent
 end
 keep()
-redis.call('SET', KEYS[2], 'settled', 'EX', 3600)
+redis.call('SET', hold, 'settled', 'EX', 3600)
 return 1
 """
 )
@@ -88,9 +110,10 @@ class RedisLedger:
         self._connection = connection
         self._hold, self._settle = (_script(connection.redis, text) for text in (HOLD, SETTLE))
 
-    async def hold(self, tenant: str, quota: Quota, hold: str, tokens: int) -> Verdict:
-        with self._connection.asking("a quota"):
-            said = await self._hold(keys=self._keys(tenant, hold), args=[*_limits(quota), tokens])
+    async def hold(
+        self, tenant: str, quota: Quota, hold: str, tokens: int, seconds: float
+    ) -> Verdict:
+        said = await self._run(self._hold, tenant, quota, hold, tokens, seconds)
         granted, *taken = said
         requests, of_minute, of_day, now = map(float, taken)
         return Verdict(bool(granted), Taken(requests, of_minute, int(of_day), now))
@@ -98,13 +121,15 @@ class RedisLedger:
     async def settle(
         self, tenant: str, quota: Quota, hold: str, used: int, *, owed: bool = False
     ) -> None:
-        args = [*_limits(quota), used, int(owed)]
-        with self._connection.asking("a quota"):
-            await self._settle(keys=self._keys(tenant, hold), args=args)
+        await self._run(self._settle, tenant, quota, hold, used, int(owed))
 
-    def _keys(self, tenant: str, hold: str) -> list[str]:
+    async def _run(
+        self, script: AsyncScript, tenant: str, quota: Quota, hold: str, *args: float
+    ) -> Any:
         account = self._connection.key("quota", tenant)
-        return [account, f"{account}:{hold}"]
+        keys = [account, f"{account}:holds", f"{account}:{hold}"]
+        with self._connection.asking("a quota"):
+            return await script(keys=keys, args=[*_limits(quota), hold, *args])
 
 
 def _script(redis: Redis, text: str) -> AsyncScript:

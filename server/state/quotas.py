@@ -25,6 +25,7 @@ from server.state.standing import Standing, refusal
 
 log = logging.getLogger("ponder.state")
 EVERYONE = "everyone"  # who has no key, where none is asked for
+SLOW, MOMENT = 2.0, 60.0  # a search's own time, times this and that, is when its replica died
 MOST_OWED = 10_000  # settlements that wait for Redis
 
 T = TypeVar("T")
@@ -48,6 +49,8 @@ class Hold:
     tenant: str
     quota: Quota
     name: str
+    tokens: int
+    seconds: float  # after which whoever holds it is taken for dead
     ledger: Ledger | None = None  # that it was held in; None: in none
     used: int = 0  # tokens; whoever searches says so
 
@@ -85,16 +88,18 @@ class Quotas:
 
     @asynccontextmanager
     async def held(
-        self, tenant: str | None, tokens: int, told: Told | None = None
+        self, tenant: str | None, tokens: int, seconds: float, told: Told | None = None
     ) -> AsyncIterator[Hold]:
-        """Hold a search and `tokens`; the caller sets `used`. `told` gets the reply's headers.
+        """Hold a search of so many `tokens` and `seconds`; the caller sets `used`. `told` gets the
+        reply's headers.
 
         Raises `RateLimited`, or `StateError` where quotas are closed while Redis is away.
         """
         tenant = tenant or EVERYONE
-        hold = Hold(tenant, self._own.get(tenant, self._default), uuid4().hex)
-        if not hold.quota.unlimited:
-            await self._enter(hold, tokens, told)
+        quota = self._own.get(tenant, self._default)
+        hold = Hold(tenant, quota, uuid4().hex, tokens, SLOW * seconds + MOMENT)
+        if not quota.unlimited:
+            await self._enter(hold, told)
         try:
             yield hold
         finally:
@@ -104,8 +109,8 @@ class Quotas:
             # cancels the search does not undo it.
             await asyncio.shield(self._soon(self._settle(hold)))
 
-    async def _enter(self, hold: Hold, tokens: int, told: Told | None) -> None:
-        asking = self._soon(self._ask(hold, tokens))
+    async def _enter(self, hold: Hold, told: Told | None) -> None:
+        asking = self._soon(self._ask(hold))
         try:
             verdict = await asyncio.shield(asking)
         except (asyncio.CancelledError, StateError):
@@ -115,18 +120,18 @@ class Quotas:
             return
         standing = Standing(hold.quota, verdict.taken)
         if not verdict.granted:
-            error = refusal(standing, tokens)
+            error = refusal(standing, hold.tokens)
             if self._observer is not None:
                 self._observer.refused(hold.tenant, error.limit)
             raise error
         if told is not None:
             told(standing.headers())
 
-    async def _ask(self, hold: Hold, tokens: int) -> Verdict | None:
+    async def _ask(self, hold: Hold) -> Verdict | None:
         """None: it may, and nobody counts."""
         if self._shared is not None:
             try:
-                verdict = await self._shared.hold(hold.tenant, hold.quota, hold.name, tokens)
+                verdict = await _held(self._shared, hold)
             except StateError:
                 if self._away == "closed":
                     raise
@@ -139,7 +144,7 @@ class Quotas:
                 self._local.learn(hold.tenant, hold.quota, verdict.taken)
                 return verdict
         hold.ledger = self._local
-        return await self._local.hold(hold.tenant, hold.quota, hold.name, tokens)
+        return await _held(self._local, hold)
 
     async def _undo(self, asking: asyncio.Task[Verdict | None], hold: Hold) -> None:
         await asyncio.wait({asking})
@@ -186,3 +191,7 @@ class Quotas:
         while self._tasks:
             await asyncio.gather(*self._tasks)
         await self.pay()
+
+
+async def _held(ledger: Ledger, hold: Hold) -> Verdict:
+    return await ledger.hold(hold.tenant, hold.quota, hold.name, hold.tokens, hold.seconds)

@@ -22,7 +22,10 @@ SCHEMES = ("redis", "rediss", "unix")
 def _is_redis(url: SecretStr) -> SecretStr:
     """Never tells the address, in which there may be a password."""
     parts = urlsplit(url.get_secret_value())
-    named = parts.path if parts.scheme == "unix" else parts.hostname
+    try:
+        named = parts.path if parts.scheme == "unix" else parts.hostname and parts.port != 0
+    except ValueError:  # tells what it takes for a port
+        named = None
     if parts.scheme not in SCHEMES or not named:
         raise ValueError(
             "must be like redis://host:6379/0, rediss://host:6379/0 (TLS) or unix:///path"
