@@ -42,11 +42,12 @@ def test_every_shipped_config_is_valid(config: Path) -> None:
 
 def test_what_a_shipped_config_suggests_is_valid(file: Path) -> None:
     text = Path("configs/remote.yaml").read_text()
-    for key in ("priority", "urls", "resolve_seconds", "orm", "judge", "verifiers", "scheduling"):
+    parts = ("orm", "judge", "verifiers", "scheduling", "redis", "quotas", "idempotency")
+    for key in ("priority", "urls", "resolve_seconds", *parts):
         text, found = re.subn(rf"# (?={key}: )", "", text)
         assert found == 1
     file.write_text(text)
-    assert {"orm", "judge", "verifiers", "scheduling"} <= load_settings(file, {}).model_fields_set
+    assert set(parts) <= load_settings(file, {}).model_fields_set
 
 
 def test_the_reference_config_names_models_that_are_there() -> None:
