@@ -28,8 +28,12 @@ REPEATED = "idempotent-replayed"
 
 
 def slow(**settings: Any) -> World:
-    """A search takes about a second."""
-    return world(engine=FakeEngine(pace=0.01, length=8, p_end=0.2), **settings)
+    """A search takes about half a second."""
+    return world(engine=half_a_second(), **settings)
+
+
+def half_a_second() -> FakeEngine:
+    return FakeEngine(pace=0.004, length=8, p_end=0.2)
 
 
 def endless(**settings: Any) -> World:
@@ -231,7 +235,7 @@ async def test_a_retry_of_the_sdk_joins_the_search_whose_client_hung_up() -> Non
     parts = slow()
     async with serving(parts) as (host, port):
         url = f"http://{host}:{port}/v1"
-        async with AsyncOpenAI(base_url=url, api_key="none", timeout=0.3, max_retries=4) as sdk:
+        async with AsyncOpenAI(base_url=url, api_key="none", timeout=0.2, max_retries=4) as sdk:
             done = await sdk.chat.completions.create(**CHAT)
     assert done.choices[0].message.content
     assert searches(parts) == 1
@@ -297,7 +301,7 @@ async def test_a_retry_is_an_sdks_own_and_can_be_turned_off() -> None:
 
 
 async def test_another_replica_waits_for_the_search_and_then_has_its_reply(valkey: Valkey) -> None:
-    engine = FakeEngine(pace=0.01, length=8, p_end=0.2)
+    engine = half_a_second()
     async with replica(valkey, engine=engine) as one, replica(valkey) as other:
         async with connected(one) as first, connected(other) as second:
             sending = asyncio.create_task(post(first))
@@ -320,7 +324,7 @@ async def test_another_replica_refuses_another_body(valkey: Valkey) -> None:
 
 
 async def test_an_sdks_retry_finds_its_search_on_another_replica(valkey: Valkey) -> None:
-    engine = FakeEngine(pace=0.01, length=8, p_end=0.2)
+    engine = half_a_second()
     async with replica(valkey, engine=engine) as one, replica(valkey) as other:
         async with connected(one) as first, connected(other) as second:
             gone = asyncio.create_task(post(first, FIRST))
@@ -340,7 +344,7 @@ async def test_an_sdks_retry_finds_its_search_on_another_replica(valkey: Valkey)
 
 async def test_a_search_that_is_wanted_on_another_replica_goes_on(valkey: Valkey) -> None:
     """Longer than it would without a client."""
-    engine = FakeEngine(pace=0.01, length=8, p_end=0.2)
+    engine = half_a_second()
     short = {"linger_seconds": 0.3, "lease_seconds": 1.0}
     async with (
         replica(valkey, engine=engine, idempotency=short) as one,
@@ -374,7 +378,7 @@ async def test_when_a_replica_dies_another_takes_over(valkey: Valkey) -> None:
 
 async def test_while_redis_is_away_a_key_holds_within_a_replica(durable_valkey: Valkey) -> None:
     """Also for a search that Redis died under, and after it is back."""
-    engine = FakeEngine(pace=0.01, length=8, p_end=0.2)
+    engine = half_a_second()
     async with replica(durable_valkey, engine=engine) as one, connected(one) as http:
         running = asyncio.create_task(post(http))
         await until(lambda: engine.requests > 0)

@@ -56,7 +56,11 @@ class Runs:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def get(self, key: str) -> Run | None:
-        return self._found.get(key)
+        """One that runs, or whose reply is being stored; not one that failed."""
+        run = self._found.get(key)
+        if run is not None and run.recording.task.done() and run.recording.kept() is None:
+            return None
+        return run
 
     async def ask(self, sent: Sent, owner: str) -> tuple[Replies, Found]:
         """Begin it or, where only a retry would have joined it, look for the first.
@@ -67,9 +71,12 @@ class Runs:
             kept = await self.local.look(sent.key, sent.request)
             if kept.state is not State.NONE:  # from when it was away
                 return self.local, kept
+        if sent.by_key:
+            return await self._begin(sent, owner)
+        if self.shared is not None:
             with suppress(StateError):
-                return self.shared, await _ask(self.shared, sent, owner)
-        return self.local, await _ask(self.local, sent, owner)
+                return self.shared, await self.shared.look(sent.key, sent.request)
+        return self.local, await self.local.look(sent.key, sent.request)
 
     def start(
         self, sent: Sent, owner: str, make: Make, scope: Scope, store: Replies | None
@@ -114,21 +121,24 @@ class Runs:
 
     async def _offer(self, run: Run) -> None:
         """Let its client find it again; not if there is such a one already."""
-        sent = run.sent
-        store, found = self.shared or self.local, Found(State.NONE)
-        with suppress(StateError):
-            found = await store.begin(sent.key, sent.request, run.owner)
-        if found.state is not State.BEGUN or sent.key in self._found:
+        store, found = await self._begin(run.sent, run.owner)
+        if found.state is not State.BEGUN or run.sent.key in self._found:
             run.recording.task.cancel()
         else:
             self._publish(run, store)
+
+    async def _begin(self, sent: Sent, owner: str) -> tuple[Replies, Found]:
+        if self.shared is not None:
+            with suppress(StateError):
+                return self.shared, await self.shared.begin(sent.key, sent.request, owner)
+        return self.local, await self.local.begin(sent.key, sent.request, owner)
 
     async def _expire(self, run: Run) -> None:
         """End it, unless somebody waits for it on another replica."""
         wanted = False
         with suppress(StateError):
             wanted = run.store is not None and await run.store.renew(run.sent.key, run.owner)
-        if run.recording.readers:
+        if run.recording.readers or run.recording.task.done():
             return
         if wanted:
             self._left(run)
@@ -173,11 +183,7 @@ class Runs:
         for run in tuple(self._runs):
             run.stay()
             run.recording.task.cancel()
+        ended = (run.recording.task for run in tuple(self._runs))
+        await asyncio.gather(*ended, return_exceptions=True)
         while self._tasks:
             await asyncio.gather(*self._tasks)
-
-
-async def _ask(store: Replies, sent: Sent, owner: str) -> Found:
-    if sent.by_key:
-        return await store.begin(sent.key, sent.request, owner)
-    return await store.look(sent.key, sent.request)
