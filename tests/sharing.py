@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -43,13 +44,23 @@ async def replica(valkey: Valkey, folder: Path, **settings: Any) -> AsyncIterato
 
 
 def compactor(connection: Connection, url: str | Path, **settings: Any) -> Compactor:
-    return Compactor(connection, Archive(str(url)), TraceSettings.model_validate(settings))
+    archive = Archive(str(url))
+    archive.prepare()
+    return Compactor(connection, archive, TraceSettings.model_validate(settings))
 
 
 async def compacted(valkey: Valkey, url: str | Path, **settings: Any) -> None:
     """Everything that is in the stream now."""
     async with connected(valkey) as connection:
         await compactor(connection, url, **settings).drain()
+
+
+async def finished(valkey: Valkey, url: str | Path, *stores: SharedStore, **how: Any) -> None:
+    """Compact until all that these replicas were given is in the archive."""
+    async with asyncio.timeout(30):
+        while not all(shipped(store, 0)() for store in stores):
+            await compacted(valkey, url, **how)
+            await asyncio.sleep(0.02)
 
 
 async def turn(valkey: Valkey, url: str | Path, **settings: Any) -> Done | None:

@@ -111,7 +111,8 @@ async def test_who_died_before_it_acknowledged(valkey: Valkey, tmp_path: Path) -
     async with connected(valkey) as connection:
         dead = await consumer(connection)
         entries = await dead.fresh(5)
-        (tmp_path / "work").mkdir()
+        for folder in ("work", "store"):
+            (tmp_path / folder).mkdir()
         with Batch(tmp_path / "work", Archive(str(tmp_path / "store"))) as batch:
             batch.add(entries)
             batch.publish()
@@ -127,7 +128,7 @@ async def test_who_was_only_slow(valkey: Valkey, tmp_path: Path) -> None:
     """It reads on, then finds that its batch is not what it thought, and leaves it."""
     await fill(valkey, *range(10))
     async with connected(valkey) as connection:
-        slow = compactor(connection, tmp_path)
+        slow = compactor(connection, tmp_path / "store")
         await slow._consumer.join()
         (tmp_path / "work").mkdir()
         batch = Batch(tmp_path / "work", Archive(str(tmp_path / "store")))
@@ -157,14 +158,16 @@ async def test_an_archive_that_fails(valkey: Valkey, tmp_path: Path) -> None:
     """Nothing is acknowledged; the same batch is written when it is there again."""
     await fill(valkey, *range(5))
     store = tmp_path / "store"
-    store.touch()
     async with connected(valkey) as connection:
         work = compactor(connection, store)
+        store.rmdir()
+        store.touch()  # nothing can be written to it
         with pytest.raises(TraceError, match="store"):
             await work.turn(at_once=True)
         assert await left(valkey) == (5, 5, 5, 0)
         await fill(valkey, 5)
         store.unlink()
+        store.mkdir()
         done = await work.turn(at_once=True)
         assert done is not None and done.traces == 5
     assert ids(store) == names(5)

@@ -67,6 +67,8 @@ class Shipper:
             self._complaint = ""
             return True
         except (PonderError, OSError) as error:
+            if isinstance(error, FileNotFoundError):  # someone deleted it: know of it no more
+                await asyncio.to_thread(self._index.refresh)
             if self._complaint != str(error):
                 self._complaint = str(error)
                 log.warning("traces wait in %s: %s", self._index.folder, error)
