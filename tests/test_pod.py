@@ -13,6 +13,7 @@ import pytest
 
 from server.handover.word import HOLDS, PIN, ROUTE, Word
 from server.pod.flags import flags, plugins, value_of
+from server.pod.gate import Gate, StillBusy
 from server.pod.holds import Holds
 from server.pod.settings import pod_settings
 from server.promotions import Promotions
@@ -104,6 +105,16 @@ async def test_requests_end_on_what_they_began_with_and_others_wait(tmp_path: Pa
         assert (await second).json() == {"version": "v1"}
         assert (await late).status_code == 409
         assert not (await client.hold("v0")).held and (await client.hold("v1")).held
+
+
+async def test_a_request_that_does_not_end_keeps_others_waiting_for_a_while_only() -> None:
+    gate = Gate(patience=0.02)
+    async with gate.passed():
+        with pytest.raises(StillBusy):
+            async with gate.shut():
+                pytest.fail("somebody is inside")
+        async with asyncio.timeout(1), gate.passed():
+            assert (gate.inside, gate.broken) == (2, False)
 
 
 async def test_what_is_pinned_to_other_weights_is_told_so(tmp_path: Path) -> None:

@@ -18,12 +18,18 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
+PATIENCE = 60.0  # seconds that requests which no gateway holds the weights for have to end
+
+
+class StillBusy(Exception):
+    """Those inside did not end in time."""
 
 
 class Gate:
-    """Counts the requests inside; can be shut."""
+    """Counts the requests inside; can be shut, for which it waits so many seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, patience: float = PATIENCE) -> None:
+        self._patience = patience
         self.inside = 0
         self.broken = False  # what is behind it is not to be used any more
         self._open, self._empty = asyncio.Event(), asyncio.Event()
@@ -36,7 +42,8 @@ class Gate:
 
     @asynccontextmanager
     async def passed(self) -> AsyncIterator[None]:
-        await self._open.wait()
+        while self.is_shut:  # it may be shut again before who waited comes to its turn
+            await self._open.wait()
         self.inside += 1
         self._empty.clear()
         try:
@@ -48,10 +55,15 @@ class Gate:
 
     @asynccontextmanager
     async def shut(self) -> AsyncIterator[None]:
-        """Wait until those inside have ended; others wait. It is broken if the block fails."""
+        """Wait until those inside have ended; others wait. It is broken if the block fails. Raises
+        `StillBusy` if they do not end, as of a client that no longer reads."""
         self._open.clear()
         try:
-            await self._empty.wait()
+            try:
+                async with asyncio.timeout(self._patience):
+                    await self._empty.wait()
+            except TimeoutError:
+                raise StillBusy from None
             try:
                 yield
             except BaseException:

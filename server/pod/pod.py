@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from server.engine.checkpoint import BadWeights, Checkpoint
 from server.errors import BadRequest, EngineError, boundary
 from server.handover.word import Hold, Word
-from server.pod.gate import Gate
+from server.pod.gate import Gate, StillBusy
 from server.pod.holds import Holds
 from server.promotions import Promotions
 from server.published import Kind, Promoted
 
+WORD = 1.0  # seconds that an answer waits for a look
 log = logging.getLogger("ponder.pod")
 LookOver = Callable[[Path], Checkpoint]  # raises `BadWeights`
 Exchange = Callable[[Checkpoint], Awaitable[None]]  # if it fails, the engine is not used any more
@@ -53,6 +55,7 @@ class Pod:
         self._refused: dict[str, str] = {}
         self._passed_over: Promoted | None = None  # the last that was refused
         self._looking = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
 
     async def run(self) -> None:
@@ -62,8 +65,9 @@ class Pod:
             group.create_task(self._go_over())
 
     async def word(self) -> Word:
-        """What it says now, having looked."""
-        await self.look()
+        """What it says now, having looked; but checking large weights takes longer than that."""
+        looking = self._background(self.look())
+        await asyncio.wait([looking], timeout=WORD)
         return self._word()
 
     def hold(self, asked: Hold) -> Word:
@@ -85,6 +89,12 @@ class Pod:
                 self._found = await self._checked(newest)
                 self._coming = newest if self._found else None
                 self._changed.set()
+
+    def _background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _checked(self, newest: Promoted) -> Checkpoint | None:
         try:
@@ -138,6 +148,10 @@ class Pod:
                     await self._exchange(found)
                 self.version, self.folder, self.at = coming.version, coming.folder, coming.at
                 self._coming = self._found = None
+        except StillBusy:
+            log.warning("requests that nobody holds it for keep it from %s", found.version)
+            self._changed.set()
+            return
         except EngineError as error:
             log.error("this process ends, to be started anew: %s", error.message)
             self._die()
