@@ -61,9 +61,10 @@ async def test_a_password_may_be_in_a_file(valkey: Valkey, tmp_path: Path) -> No
     file = tmp_path / "password"
     file.write_text("secret\n")
     told = {"username": "bob", "password_file": file}
-    client = connect(valkey.settings(**told))
-    assert await client.acl_whoami() == b"bob"
-    await client.aclose()
+    connection = Connection(valkey.settings(**told))
+    assert await connection.check()
+    assert await connection.redis.acl_whoami() == "bob"
+    await connection.redis.aclose()
     file.write_text("wrong")
     connection = Connection(valkey.settings(**told))
     assert not await connection.check()
