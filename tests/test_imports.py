@@ -46,12 +46,12 @@ LAYERS = [
     "server.settings",
     "server.pod",
     "server.launch",
-    "server.asking",
     "server.live",
     "server.demo",
     "server.__main__",
 ]
 KNOW_VLLM = {
+    "server.engine.tails",
     "server.engine.arguments",
     "server.engine.meter",
     "server.engine.process",

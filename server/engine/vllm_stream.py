@@ -19,10 +19,10 @@ from vllm import SamplingParams
 from vllm.inputs import tokens_input
 from vllm.lora.request import LoRARequest
 from vllm.sampling_params import RequestOutputKind
-from vllm.v1.core.sched.scheduler import Scheduler
 
 from server.engine.llm import Llm, llm_boundary
 from server.engine.segment import Segmenter
+from server.engine.tails import TailScheduler
 from server.engine.tops import likeliest
 from server.types import Sampling, Step, Stop
 
@@ -30,8 +30,8 @@ REASONS = {"stop": Stop.END, "length": Stop.LENGTH}
 FIELD = "logprobs"  # key in `kv_transfer_params`, which is free without a KV connector
 
 
-class LeanScheduler(Scheduler):
-    """vLLM's scheduler, sending a sampled token's log-probability as one float, and the `k`
+class LeanScheduler(TailScheduler):
+    """One that sends a sampled token's log-probability as one float, and the `k`
     likeliest ones' as `k` more where a request asks for them.
 
     vLLM sends three NumPy arrays for each token; packing, unpacking and wrapping them took 17 of

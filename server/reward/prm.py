@@ -25,10 +25,12 @@ from vllm import PoolingParams
 from vllm.config import PoolerConfig
 from vllm.inputs import tokens_input
 from vllm.outputs import PoolingRequestOutput
+from vllm.platforms import current_platform
 
 from server.config import OrmSettings, VllmSettings
 from server.engine.checkpoint import BadWeights, Checkpoint, look_over
 from server.engine.llm import Llm, llm_boundary, terminate
+from server.engine.tails import TailScheduler
 from server.engine.tokenizer import HFTokenizer
 from server.engine.weights import fingerprint
 from server.errors import BadRequest, EngineDead, ScorerError
@@ -58,6 +60,8 @@ class VllmPooling:
             "runner": "pooling",
             "pooler_config": PoolerConfig(task=TASK, tok_pooling_type="ALL"),
         }
+        if current_platform.is_cpu():
+            self._arguments["scheduler_cls"] = TailScheduler
         # A scorer that keeps the policy from its core gets many small batches, and the policy fewer
         # tokens; one that waits finds more to read at once.
         self._llm = Llm(settings, defaults=self._arguments, on_exit=on_exit, yielding=True)

@@ -71,10 +71,12 @@ async def step_by_step(
     scorer: Scorer,
     whole: Callable[[list[str]], Ids],
     verdict: Callable[[Ids], float],
-    block: int | None = BLOCK,
+    *,
+    unit: int | None = 1,
 ) -> None:
     """Score a path as it grows. `whole` is its family's own rendering of the first steps, up to
-    the last one's verdict; `verdict` is transformers' there."""
+    the last one's verdict; `verdict` is transformers' there. What was read with the step before is not
+    read again, but for what does not fill a `unit` of the prefix cache."""
     leaf, before, values = Node(), list[int](), list[float]()
     for n, text in enumerate(delimited(STEPS)):
         leaf = grow(leaf, text)
@@ -83,8 +85,8 @@ async def step_by_step(
         assert ids[: len(before)] == before
         assert leaf.raw == pytest.approx(verdict(ids), abs=EXACT)
         assert computed + cached == len(ids)
-        if block:
-            assert cached == (len(before) // block * block if n else cached)
+        if unit and n:
+            assert cached == len(before) // unit * unit
         before = ids
         values.append(leaf.raw or 0.0)
     assert len(before) > 4 * BLOCK
@@ -111,7 +113,9 @@ async def test_math_shepherd(tmp_path: Path) -> None:
 
     async with started(VllmPrm(small.settings, SHEPHERD)) as prm:
         models = Models(FakeEngine(), POLICY, prm)
-        await step_by_step(Prm().scorer(models), whole, lambda ids: small.share(ids, " -", " +"))
+        scorer = Prm().scorer(models)
+        # A sliding window keeps no block that is not full.
+        await step_by_step(scorer, whole, lambda ids: small.share(ids, " -", " +"), unit=BLOCK)
         prm.memory = Memory(VerdictCache(1))  # lacks verdicts of what the prefix cache holds
         await at_once(Prm().scorer(models), Prm().scorer(models))
 
@@ -234,7 +238,7 @@ async def test_labels_over_http(tmp_path: Path) -> None:
         started(HttpPrm(remote(small, url), RLHFLOW)) as prm,
     ):
         models = Models(FakeEngine(), POLICY, prm)
-        await step_by_step(Prm().scorer(models), whole, verdict, block=None)
+        await step_by_step(Prm().scorer(models), whole, verdict, unit=None)
         await at_once(Prm().scorer(models), Prm().scorer(models))
         hits = await metric(url, "vllm:prefix_cache_hits_total")
         asked = await metric(url, "vllm:prefix_cache_queries_total")
