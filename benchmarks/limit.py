@@ -1,4 +1,4 @@
-"""How near to the engine's own speed the searches come: 32 puzzles at once.
+"""How near to the engine's own speed the searches come: 96 puzzles, 32 at once.
 
 `python -m benchmarks.limit [--quick] [--json PATH]`
 
@@ -6,9 +6,8 @@ The raw engine generates the same prompts with n=16 in the same process, without
 and without anything of ours; rounds of all rows take turns, so that a noisy machine hits all.
 Tokens that a search threw away are its waste: they do not count in its ratio.
 
-`raw engine, a request a step` is the ceiling of step-wise searches on this engine: the same answers
-with a new request for each step, and nothing of ours. It reads again what the prefix cache, in
-blocks of 32 tokens on a CPU, does not hold; only a branch that runs ahead is spared that.
+`raw engine, a request a step` is what step-wise searches could have at most: the same answers with
+a new request for each step, and neither search nor reward.
 
 One at a time it is the latency that counts: seconds a puzzle, with branches that run ahead and
 without.
@@ -17,9 +16,9 @@ without.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 from benchmarks.common import Report, options
 from benchmarks.overhead import AT_ONCE, Clock, raw
@@ -29,30 +28,32 @@ from server.search import MCTS, Beam, BestOfN, Particles, Strategy
 from server.service import Service
 from server.types import Sampling, Stop
 
+PUZZLES = 96
 ROUNDS = 3
 QUICK = 1
 LOOKAHEADS = (0, 16)  # tokens that an open branch may run ahead: `speculation`
 ALONE = 8  # puzzles, one after the other
 LATENCY = ", one at a time"
+T = TypeVar("T")
 Row = Callable[[Service], Awaitable[tuple[int, int]]]  # -> policy tokens, of them discarded
 
 STRATEGIES: dict[str, Strategy] = {
     "best-of-16": BestOfN(n=16),
     "beam 4x4": Beam(width=4, branch=4),
-    "mcts-32, 4 at a time": MCTS(simulations=32),
+    "mcts-32, 8 in flight": MCTS(simulations=32, parallel=8),
     "particles-16": Particles(n=16),
 }
 
 
 async def raw_row(service: Service) -> tuple[int, int]:
-    return await raw(service), 0
+    return await raw(service, PUZZLES), 0
 
 
 async def stepwise_row(service: Service) -> tuple[int, int]:
     """16 answers a puzzle, a request for each step."""
     policy = service.models.policy
     cut = service.profile.cut(halt=True)
-    prompts = [policy.tokenizer.render(messages(p)) for p in held_out(AT_ONCE)]
+    prompts = [policy.tokenizer.render(messages(p)) for p in held_out(PUZZLES)]
     made = 0
 
     async def answer(ids: tuple[int, ...]) -> None:
@@ -66,14 +67,28 @@ async def stepwise_row(service: Service) -> tuple[int, int]:
             await stream.aclose()
             ids, stop, made = ids + step.token_ids, step.stop, made + step.count
 
-    await asyncio.gather(*(answer(ids) for ids in prompts for _ in range(16)))
+    async def answers(ids: tuple[int, ...]) -> None:
+        await asyncio.gather(*(answer(ids) for _ in range(16)))
+
+    await limited(answers(ids) for ids in prompts)
     return made, 0
+
+
+async def limited(jobs: Iterable[Awaitable[T]]) -> list[T]:
+    """So many puzzles at once."""
+    slots = asyncio.Semaphore(AT_ONCE)
+
+    async def one(job: Awaitable[T]) -> T:
+        async with slots:
+            return await job
+
+    return await asyncio.gather(*map(one, jobs))
 
 
 def searched(strategy: Strategy) -> Row:
     async def run(service: Service) -> tuple[int, int]:
-        asks = [service.prepare(messages=messages(p), strategy=strategy) for p in held_out(AT_ONCE)]
-        outcomes = await asyncio.gather(*map(service.reason, asks))
+        asks = [service.prepare(messages=messages(p), strategy=strategy) for p in held_out(PUZZLES)]
+        outcomes = await limited(map(service.reason, asks))
         policy = sum(outcome.usage.policy for outcome in outcomes)
         return policy, sum(outcome.usage.discarded for outcome in outcomes)
 
@@ -150,7 +165,7 @@ def latency(row: dict[str, Any]) -> dict[str, Any]:
 async def main() -> None:
     chosen = options(__doc__)
     count = QUICK if chosen.quick else ROUNDS
-    report = Report("limit", quick=chosen.quick, rounds=count, at_once=AT_ONCE)
+    report = Report("limit", quick=chosen.quick, rounds=count, puzzles=PUZZLES, at_once=AT_ONCE)
     rows: list[dict[str, Any]] = []
     with report.progress(count * len(LOOKAHEADS) * (2 + 2 * len(STRATEGIES))) as advance:
         for lookahead in LOOKAHEADS:

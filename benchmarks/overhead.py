@@ -34,7 +34,7 @@ QUICK = 3
 Round = Callable[[Service], Awaitable[int]]  # -> policy tokens
 
 
-async def raw(service: Service) -> int:
+async def raw(service: Service, puzzles: int = AT_ONCE) -> int:
     """vLLM alone: one request a puzzle, n=16, the final output only."""
     policy = service.models.policy
     assert isinstance(policy, VllmEngine)
@@ -46,14 +46,17 @@ async def raw(service: Service) -> int:
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
 
+    slots = asyncio.Semaphore(AT_ONCE)
+
     async def one(i: int, ids: tuple[int, ...]) -> int:
         engine = policy._llm.engine  # the very engine that the searches use
-        stream = engine.generate(tokens_input(list(ids)), params, f"raw-{i}-{id(params)}")
-        async for output in stream:
-            return sum(len(o.token_ids) for o in output.outputs)
+        async with slots:
+            stream = engine.generate(tokens_input(list(ids)), params, f"raw-{i}-{id(params)}")
+            async for output in stream:
+                return sum(len(o.token_ids) for o in output.outputs)
         raise AssertionError("vLLM ended without an output")
 
-    prompts = [policy.tokenizer.render(messages(p)) for p in held_out(AT_ONCE)]
+    prompts = [policy.tokenizer.render(messages(p)) for p in held_out(puzzles)]
     return sum(await asyncio.gather(*(one(i, ids) for i, ids in enumerate(prompts))))
 
 
