@@ -119,7 +119,7 @@ class Profile(Frozen):
     # By strategy kind: parameters that take the place of the general defaults for this family.
     search: Mapping[str, Mapping[str, Any]] = {}
     prm: PrmProfile = PrmProfile()
-    label: LabelProfile = LabelProfile()
+    label: LabelProfile | None = None  # of a policy that was taught to label its own steps
     backtrack: Backtrack = Backtrack()
     # What takes the place of the general operators (`server/profiles/operators.py`).
     behaviours: Mapping[Behaviour, Operator] = {}

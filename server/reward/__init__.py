@@ -109,4 +109,6 @@ def default_reward(models: Models) -> Reward:
         return Value() if models.prm.layout.profile.style == "value" else Prm()
     if models.orm is not None:
         return Orm()
-    return Confidence() if models.policy.most_logprobs else Consistency()
+    if models.policy.most_logprobs == 0:
+        return Consistency()
+    return Label() if models.profile.label is not None else Confidence()

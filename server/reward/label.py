@@ -13,7 +13,7 @@ from math import isnan
 from typing import Literal
 
 from server.errors import BadRequest, ScorerError, boundary, unwrap
-from server.profiles import Aggregate
+from server.profiles import Aggregate, LabelProfile
 from server.reward.models import Config, Models, check_logprobs
 from server.reward.path import aggregate, logistic, unscored
 from server.types import Engine, Node, Prompt, Score, Scorer, Stop, Tokenizer
@@ -33,8 +33,9 @@ class Label(Config):
     def scorer(self, models: Models) -> Scorer:
         check_logprobs(models.policy, 0, "reward")
         profile, tokenizer = models.profile, models.policy.tokenizer
-        good = _token(tokenizer, self.good or profile.label.good, "reward.good")
-        bad = _token(tokenizer, self.bad or profile.label.bad, "reward.bad")
+        taught = profile.label or LabelProfile()
+        good = _token(tokenizer, self.good or taught.good, "reward.good")
+        bad = _token(tokenizer, self.bad or taught.bad, "reward.bad")
         if good == bad:
             raise BadRequest("the good and the bad label are the same token", param="reward.bad")
         rule = self.aggregate or profile.prm.aggregate
