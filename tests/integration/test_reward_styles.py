@@ -75,8 +75,8 @@ async def step_by_step(
     unit: int | None = 1,
 ) -> None:
     """Score a path as it grows. `whole` is its family's own rendering of the first steps, up to
-    the last one's verdict; `verdict` is transformers' there. What was read with the step before is not
-    read again, but for what does not fill a `unit` of the prefix cache."""
+    the last one's verdict; `verdict` is transformers' there. What was read with the step before
+    is not read again, but for what does not fill a `unit` of the prefix cache."""
     leaf, before, values = Node(), list[int](), list[float]()
     for n, text in enumerate(delimited(STEPS)):
         leaf = grow(leaf, text)
