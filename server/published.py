@@ -26,6 +26,7 @@ Kind = Literal["policy", "prm"]
 KINDS: tuple[Kind, ...] = ("policy", "prm")
 MANIFEST = "manifest.json"
 STABLE = "STABLE"
+VERSIONS = "[!.]*"  # what begins with a dot is being made
 CHUNK = 1 << 20  # bytes
 MOMENT: TypeAdapter[datetime] = TypeAdapter(AwareDatetime)
 
@@ -60,7 +61,7 @@ def promoted(root: Path, kind: Kind) -> list[Promoted]:
     """The versions below `root`, the one promoted first first. What has no readable `STABLE` is
     none."""
     found = []
-    for marker in (root / kind).glob(f"*/{STABLE}"):
+    for marker in (root / kind).glob(f"{VERSIONS}/{STABLE}"):
         try:
             at = MOMENT.validate_python(marker.read_text().strip())
         except (OSError, ValueError):
@@ -71,7 +72,7 @@ def promoted(root: Path, kind: Kind) -> list[Promoted]:
 
 def seen(root: Path) -> Sequence[tuple[str, int]]:
     """What changes when a version is promoted; costs no more than a look at the markers."""
-    markers = (marker for kind in KINDS for marker in (root / kind).glob(f"*/{STABLE}"))
+    markers = (marker for kind in KINDS for marker in (root / kind).glob(f"{VERSIONS}/{STABLE}"))
     return sorted((str(marker), _changed(marker)) for marker in markers)
 
 

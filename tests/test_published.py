@@ -38,6 +38,13 @@ def publish(root: Path, version: str, kind: Kind = "policy", at: datetime | None
     return folder
 
 
+def test_what_is_being_copied_is_no_version(tmp_path: Path) -> None:
+    publish(tmp_path, "a")
+    publish(tmp_path, ".b.77.partial", at=NOON + timedelta(hours=1))
+    assert [p.version for p in promoted(tmp_path, "policy")] == ["a"]
+    assert len(seen(tmp_path)) == 1
+
+
 def promote(folder: Path, at: datetime) -> None:
     (folder / STABLE).write_text(at.isoformat())
     os.utime(folder / STABLE, (at.timestamp(), at.timestamp()))

@@ -14,6 +14,7 @@ from server.published import (
     KINDS,
     MANIFEST,
     STABLE,
+    VERSIONS,
     Kind,
     Manifest,
     Promoted,
@@ -44,9 +45,7 @@ def install(root: Path, source: Path, kind: Kind, version: str, **told: Any) -> 
     partial = folder.with_name(f".{version}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        shutil.copytree(source, partial)
-        for name in (MANIFEST, STABLE):
-            (partial / name).unlink(missing_ok=True)
+        shutil.copytree(source, partial, ignore=shutil.ignore_patterns(MANIFEST, STABLE))
         files = {name: sha256(partial / name) for name in contents(partial)}
         manifest = Manifest(
             kind=kind, version=version, created_at=datetime.now(UTC), files=files, **told
@@ -74,7 +73,7 @@ def promote(folder: Path) -> None:
 
 def find(root: Path, version: str) -> tuple[Kind, Path]:
     """A version by its name or an unambiguous beginning of it. Raises `DataError`."""
-    every = [(k, f) for k in KINDS for f in sorted((root / k).glob("[!.]*")) if f.is_dir()]
+    every = [(k, f) for k in KINDS for f in sorted((root / k).glob(VERSIONS)) if f.is_dir()]
     found = [(k, f) for k, f in every if f.name.startswith(version)]
     if len(found) != 1:
         there = ", ".join(f"{k} {f.name}" for k, f in every) or "none"
