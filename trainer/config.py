@@ -56,6 +56,7 @@ class Losses(Frozen):
     ce: float = Field(1.0, ge=0)
     rl: float = Field(1.0, ge=0)
     ref_kl: float = Field(0.04, ge=0)  # GRPO's, arXiv 2402.03300
+    label: float = Field(1.0, ge=0, description="of the verdicts that two label tokens give")
     policy: Literal["pg", "clip", "cispo"] = Field(
         "clip", description="REINFORCE; PPO's clipped ratio (1707.06347); CISPO (2506.13585)"
     )

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from trainer.config import Frozen
 from trainer.node import Node
 
 Value = Annotated[
@@ -19,14 +20,13 @@ Value = Annotated[
 ]
 
 
-class Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
 class Shaping(Frozen):
     """The potential of the state that a step leads to."""
 
     phi: Value = "prm"
+
+    def knows(self, node: Node) -> bool:
+        return value(node, self.phi) is not None
 
     def potential(self, node: Node | None) -> float:
         """0 at an answer's start and end; the last one known where a step has none."""
@@ -49,6 +49,9 @@ class Pav(Frozen):
     alpha: float = Field(1.0, ge=0)
     prover: Value | Literal["best_of"] = "best_of"
     k: int = Field(4, ge=2, description="of best_of")
+
+    def knows(self, node: Node) -> bool:
+        return self.prover == "best_of" or value(node, self.prover) is not None
 
     def progress(self, node: Node) -> float | None:
         """None where the prover's values are not known."""

@@ -7,7 +7,7 @@ A batch has B trees of at most N tokens and P predictions, each at one token of 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,9 @@ class Line:
     """A sequence and what is asked of it at P of its places, [P] each stream."""
 
     ids: Sequence[int]
-    places: Ints
-    shift: int  # 1: a place is told by the token before it
-    streams: dict[str, Floats]
+    columns: Ints  # [P] after which of its tokens it is asked
+    targets: Ints  # [P] the id that comes next, where that is what is asked
+    streams: dict[str, npt.NDArray[Any]]
     weights: tuple[float, ...]  # what it adds to the denominators of the loss's parts
     weight: float = 1.0
 
@@ -43,8 +43,30 @@ def token_lines(row: TokenRow) -> list[Line]:
     streams = {name: _floats(getattr(row, name), row.ids) for name in TOKEN_STREAMS}
     streams["temperature"] = np.full(len(row.ids), row.temperature, np.float32)
     wanted = (streams["ce"] != 0) | (streams["rl"] != 0) | (streams["ref_kl"] != 0)
-    weights = tuple(float(streams[name].sum(dtype=np.float64)) for name in ("ce", "rl", "ref_kl"))
-    return [_line(row.ids, wanted, streams, weights, shift=1)]
+    weights = [float(streams[name].sum(dtype=np.float64)) for name in ("ce", "rl", "ref_kl")]
+    verdict = _floats(row.verdict, row.ids, missing=np.nan)
+    labelled = np.nonzero(~np.isnan(verdict))[0]
+    said = _line(row.ids, wanted, streams, (*weights, float(len(labelled))), shift=1)
+    return [_with_verdicts(said, labelled, verdict[labelled], row.labels)]
+
+
+def _with_verdicts(line: Line, columns: Ints, verdict: Floats, labels: Sequence[int]) -> Line:
+    """Besides what comes next, a verdict is asked after these tokens."""
+    old, new = len(line.columns), len(columns)
+    streams = {
+        name: np.concatenate([v, np.full(new, name == "temperature", np.float32)])
+        for name, v in line.streams.items()
+    }
+    good, bad = labels if new else (0, 0)
+    streams["verdict"] = np.concatenate([np.full(old, np.nan, np.float32), verdict])
+    for name, label in (("good", good), ("bad", bad)):
+        streams[name] = np.full(old + new, label, np.int64)
+    return replace(
+        line,
+        columns=np.concatenate([line.columns, columns]),
+        targets=np.concatenate([line.targets, np.full(new, good, np.int64)]),
+        streams=streams,
+    )
 
 
 def score_lines(row: ScoreRow) -> list[Line]:
@@ -78,7 +100,7 @@ LINES: dict[Kind, Callable[[Any], list[Line]]] = {
     "scores": score_lines,
     "pairs": pair_lines,
 }
-PARTS: dict[Kind, int] = {"tokens": 3, "scores": 1, "pairs": 2}  # of the loss
+PARTS: dict[Kind, int] = {"tokens": 4, "scores": 1, "pairs": 2}  # of the loss
 
 
 def _floats(values: Sequence[float], ids: Sequence[int], missing: float = 0.0) -> Floats:
@@ -93,9 +115,10 @@ def _line(
     shift: int,
     weight: float = 1.0,
 ) -> Line:
+    """`shift` 1: what stands at a place is told after the token before it."""
     places = np.nonzero(wanted)[0]
     kept = {name: values[places] for name, values in streams.items()}
-    return Line(ids, places, shift, kept, weights, weight)
+    return Line(ids, places - shift, np.asarray(ids, np.int64)[places], kept, weights, weight)
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,10 +261,9 @@ def _tokens(trees: list[Tree]) -> Batch:
 
 
 def _predictions(tree: int, path: Ints, line: Line, number: int) -> tuple[Ints, Ints, Ints, Ints]:
-    """Tree, column, the id that stands there, line; [P] each."""
-    size = len(line.places)
-    ids = np.asarray(line.ids, np.int64)[line.places]
-    return np.full(size, tree), path[line.places - line.shift], ids, np.full(size, number)
+    """Tree, column, the id that comes next, line; [P] each."""
+    size = len(line.columns)
+    return np.full(size, tree), path[line.columns], line.targets, np.full(size, number)
 
 
 def _asked(parts: list[tuple[Ints, Ints, Ints, Ints]]) -> Batch:
@@ -261,4 +283,7 @@ def _streams(lines: list[Line]) -> Batch:
     }
     if "temperature" in batch and bool((batch["temperature"] == 1).all()):
         del batch["temperature"]
+    if "verdict" in batch and bool(batch["verdict"].isnan().all()):
+        for name in ("verdict", "good", "bad"):
+            del batch[name]
     return batch

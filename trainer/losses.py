@@ -60,12 +60,25 @@ def exact_kl(logits_P_V: Tensor, ref_P_V: Tensor, temperature_P: Tensor | None) 
     return (log_p_P_V.exp() * (log_p_P_V - log_q_P_V)).sum(1)
 
 
-def verdict(logits_P_L: Tensor, target_P: Tensor) -> Tensor:
-    """Cross-entropy with soft labels: of a sigmoid where L = 1, of two labels (bad, good). [P]"""
+def margin(logits_P_L: Tensor) -> Tensor:
+    """Whose sigmoid is the verdict: L = 1 is it, of two (bad, good) it is the difference. [P]"""
     logits_P_L = logits_P_L.float()
-    # Softmax of two is the sigmoid of their difference.
-    good_P = logits_P_L[:, 0] if logits_P_L.shape[1] == 1 else logits_P_L[:, 1] - logits_P_L[:, 0]
-    return F.binary_cross_entropy_with_logits(good_P, target_P, reduction="none")
+    return logits_P_L[:, 0] if logits_P_L.shape[1] == 1 else logits_P_L[:, 1] - logits_P_L[:, 0]
+
+
+def label_margin(logits_P_V: Tensor, labels_P_2: Tensor) -> Tensor:
+    """The same of two tokens (good, bad) as what comes next, among themselves. [P]
+
+    How probable either is does not matter to the label reward, and is not taught: what the policy
+    goes on to write stays as it is.
+    """
+    logits_P_2 = logits_P_V.gather(1, labels_P_2).float()
+    return logits_P_2[:, 0] - logits_P_2[:, 1]
+
+
+def verdict(margin_P: Tensor, target_P: Tensor) -> Tensor:
+    """Cross-entropy against verdicts, which may be soft. [P]"""
+    return F.binary_cross_entropy_with_logits(margin_P, target_P, reduction="none")
 
 
 def dpo(margin_K: Tensor, losses: Losses) -> Tensor:

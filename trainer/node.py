@@ -9,10 +9,12 @@ None. An answer that begins anew (`fresh`) is another one: it does not count for
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from server.traces.schema import NodeRecord, Proposal, Source
 from server.types import Status
 
+By = Literal["outcome", "mcts"]
 FINISHED = (Status.TERMINAL, Status.TRUNCATED)
 
 
@@ -54,6 +56,18 @@ class Node:
         """The value that the search gave it, where it visited it."""
         record = self.record
         return record.value_sum / record.visits if record.visits else None
+
+    def estimate(self, by: By, least: int) -> float | None:
+        """Its value by outcomes, Q, or by the search's backups; None where that is of fewer than
+        `least` answers or visits."""
+        if by == "mcts":
+            return self.backed_up if self.record.visits >= least else None
+        return self.q if self.finished or self.known >= least else None
+
+    @property
+    def ended(self) -> bool:
+        """The policy ended the answer; else its tokens ran out, if it is finished at all."""
+        return self.record.status == Status.TERMINAL
 
     @property
     def proposed(self) -> bool:

@@ -43,7 +43,7 @@ class Correction:
         if self._rejected(known):
             self.counts["rejected"] += 1
             row = replace(row, rl=(), advantage=())
-        if not (any(row.ce) or any(row.rl) or any(row.ref_kl)):
+        if not row.asks:
             return None
         return self._weighted(row, ratios)
 

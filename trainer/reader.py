@@ -95,6 +95,12 @@ def tokenizer(model: str) -> Any:
         raise ConfigError(f"objective.model: {model!r}: no tokenizer: {error}") from error
 
 
+def check_own(tree: Tree, model: str, own: Any) -> None:
+    """Raises `DataError`: the tree's ids are not of the tokenizer that `model` has."""
+    if tree.trace.versions.tokenizer_sha != own.sha:
+        raise DataError(f"{tree.where}: its tokenizer is not that of {model}")
+
+
 def score_row(tree: Tree, ids: tuple[int, ...], targets: Mapping[int, float]) -> ScoreRow:
     """`targets` by place; elsewhere nothing is asked."""
     target = [nan] * len(ids)

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from trainer.errors import DataError
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"  # of 1, rows of tokens had no labels
 METADATA = b"ponder.rows"
 Kind = Literal["tokens", "scores", "pairs"]
 
@@ -46,9 +46,10 @@ class TokenRow:
     """A sequence as the policy saw and wrote it. T tokens; every list is [T] or empty (all 0, or
     for log-probabilities: not known). The weights of token 0, which nothing predicts, are 0.
 
-    The loss is the sum of three parts, each over its weights' sum in the global batch:
-    cross-entropy, -ce * log p; policy gradient, rl * f(ratio, advantage); ref_kl * KL(p || ref).
-    A token that the server put in has weight 0 in all of them.
+    The loss is the sum of four parts, each over its weights' sum in the global batch:
+    cross-entropy, -ce * log p; policy gradient, rl * f(ratio, advantage); ref_kl * KL(p || ref);
+    and where a verdict is asked for, the cross-entropy of the two labels alone, as what comes
+    next, against it. A token that the server put in has weight 0 in the first three.
     """
 
     kind: ClassVar[Kind] = "tokens"
@@ -66,6 +67,14 @@ class TokenRow:
     logp_ref: Sequence[float] = ()  # by the reference policy; by `score.py`
     temperature: float = 1.0  # that `logp` is under; top-p and the like are off, or `logp` is empty
     version: str = ""  # of the policy that sampled it
+    verdict: Sequence[float] = ()  # of the answer up to this token, in [0, 1]; NaN: not asked
+    labels: Sequence[int] = ()  # the token that says good, and the one that says bad
+
+    @property
+    def asks(self) -> bool:
+        """Whether anything is to be learned from it."""
+        weighs = any(self.ce) or any(self.rl) or any(self.ref_kl)
+        return weighs or any(v == v for v in self.verdict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +88,11 @@ class ScoreRow:
     ids: Sequence[int]
     target: Sequence[float]  # in [0, 1]; NaN where nothing is asked
     weight: Sequence[float] = ()  # empty: 1 where there is a target
+
+    @property
+    def asks(self) -> bool:
+        weights = self.weight or (1.0,) * len(self.ids)
+        return any(w and t == t for t, w in zip(self.target, weights, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +113,10 @@ class PairRow:
     # Of each token, by the reference policy at temperature 1; by `score.py`.
     chosen_logp_ref: Sequence[float] = ()
     rejected_logp_ref: Sequence[float] = ()
+
+    @property
+    def asks(self) -> bool:
+        return True
 
 
 Row = TokenRow | ScoreRow | PairRow
@@ -218,18 +236,21 @@ def check(row: Row, where: str) -> None:
         return
     if not row.ids:
         raise DataError(f"{where}: ids: no tokens")
-    names = ("ce", "rl", "advantage", "ref_kl", "logp", "logp_prox", "logp_ref")
+    names = ("ce", "rl", "advantage", "ref_kl", "logp", "logp_prox", "logp_ref", "verdict")
     for name in names if isinstance(row, TokenRow) else ("target", "weight"):
         values = getattr(row, name)
         if values and len(values) != len(row.ids):
             raise DataError(f"{where}: {name}: {len(values)} numbers for {len(row.ids)} tokens")
-        unknown = name.startswith("logp") or name == "target"
+        unknown = name.startswith("logp") or name in ("target", "verdict")
         if any(_bad(v, unknown) for v in values):
             raise DataError(f"{where}: {name}: a number that is NaN or infinite")
         if name in ("ce", "rl", "ref_kl") and values and values[0]:
             raise DataError(f"{where}: {name}: the first token has a weight; nothing predicts it")
-    if isinstance(row, ScoreRow) and any(t < 0 or t > 1 for t in row.target):
-        raise DataError(f"{where}: target: allowed are 0 to 1, and NaN for none")
+    name = "verdict" if isinstance(row, TokenRow) else "target"
+    if any(t < 0 or t > 1 for t in getattr(row, name)):
+        raise DataError(f"{where}: {name}: allowed are 0 to 1, and NaN for none")
+    if isinstance(row, TokenRow) and any(v == v for v in row.verdict) and len(set(row.labels)) != 2:
+        raise DataError(f"{where}: labels: {list(row.labels)}; two are needed for a verdict")
 
 
 def _check_pair(row: PairRow, where: str) -> None:

@@ -18,27 +18,35 @@ from trainer.rows import TokenRow
 from trainer.tree import Piece, Tree, Turn
 
 Prefixes = Literal["once", "per_leaf"]
+WEIGHTS = ("ce", "rl", "advantage", "ref_kl")  # streams of a row, fields of a mark
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """What each token of a step that the policy chose is to count in the parts of the loss."""
+    """What each token of a step that the policy chose is to count in the parts of the loss; and
+    the verdict that is asked for after one of its tokens."""
 
     ce: float = 0.0
     rl: float = 0.0
     advantage: float = 0.0
+    ref_kl: float = 0.0
+    verdict: float = nan
+    after: int = 0  # of its tokens the verdict comes
 
 
 Marks = Callable[[Node, Node], Mark | None]  # of a step, in the row of the answer with this end
 
 
 def sequences(
-    tree: Tree, ends: Iterable[Node], marks: Marks, prefixes: Prefixes = "once", *, kl: bool = False
+    tree: Tree,
+    ends: Iterable[Node],
+    marks: Marks,
+    prefixes: Prefixes = "once",
+    labels: Sequence[int] = (),
 ) -> Iterator[TokenRow]:
     """The rows of the answers with these ends; none for a sequence on which nothing counts.
 
-    `once`: the first answer through a step has it. `kl` weighs the divergence from the reference
-    policy where `Mark.rl` weighs the policy gradient.
+    `once`: the first answer through a step has it. `labels` give the verdicts of the marks.
     """
     done: set[Node] = set()
     for end in ends:
@@ -48,7 +56,8 @@ def sequences(
                 for piece in turn.pieces
             ]
             done.update(p.node for p, mark in zip(turn.pieces, found, strict=True) if mark)
-            if row := _row(tree, turn, found, kl):
+            row = _row(tree, turn, found, labels)
+            if row.asks:
                 yield row
 
 
@@ -61,18 +70,17 @@ def weighted(tree: Tree, weights: Mapping[Node, float]) -> Iterator[TokenRow]:
     return sequences(tree, tree.paths(list(weights)), mark)
 
 
-def _row(tree: Tree, turn: Turn, marks: Sequence[Mark | None], kl: bool) -> TokenRow | None:
-    streams: dict[str, list[float]] = {name: [0.0] * len(turn.prompt) for name in ("ce", "rl")}
-    advantage = [0.0] * len(turn.prompt)
-    for piece, mark in zip(turn.pieces, marks, strict=True):
-        chosen = piece.node.weights[: piece.size]
-        mark = mark or Mark()
-        streams["ce"] += [mark.ce * w for w in chosen]
-        streams["rl"] += [mark.rl * w for w in chosen]
-        advantage += [mark.advantage * w * (mark.rl > 0) for w in chosen]
-    ce, rl = streams["ce"], streams["rl"]
-    if not any(ce) and not any(rl):
-        return None
+def _row(tree: Tree, turn: Turn, marks: Sequence[Mark | None], labels: Sequence[int]) -> TokenRow:
+    before = len(turn.prompt)
+    streams: dict[str, list[float]] = {name: [0.0] * before for name in WEIGHTS}
+    verdict = [nan] * before
+    for piece, found in zip(turn.pieces, marks, strict=True):
+        mark = found or Mark()
+        for name, values in streams.items():
+            values += [getattr(mark, name) * w for w in piece.node.weights[: piece.size]]
+        verdict += [mark.verdict if n == mark.after else nan for n in range(piece.size)]
+    ce, rl, ref_kl = streams["ce"], streams["rl"], streams["ref_kl"]
+    asked = any(v == v for v in verdict)
     logp, temperature = logged(tree.trace, turn)
     return TokenRow(
         trace_id=tree.trace.trace_id,
@@ -80,11 +88,13 @@ def _row(tree: Tree, turn: Turn, marks: Sequence[Mark | None], kl: bool) -> Toke
         ids=turn.ids,
         ce=ce if any(ce) else (),
         rl=rl if any(rl) else (),
-        advantage=advantage if any(rl) else (),
-        ref_kl=rl if kl and any(rl) else (),
+        advantage=streams["advantage"] if any(rl) else (),
+        ref_kl=ref_kl if any(ref_kl) else (),
         logp=logp,
         temperature=temperature,
         version=version(turn),
+        verdict=verdict if asked else (),
+        labels=labels if asked else (),
     )
 
 

@@ -24,10 +24,10 @@ def logits_of(model: nn.Module, batch: Batch) -> Tensor:
 
 
 class TokenTrainer(RowTrainer):
-    """Cross-entropy, policy gradient and KL to a reference policy."""
+    """Cross-entropy, policy gradient, KL to a reference policy, and verdicts by two labels."""
 
     kind: ClassVar[Kind] = "tokens"
-    names = ("ce", "rl", "ref_kl")
+    names = ("ce", "rl", "ref_kl", "label")
     shares = ("clipped", "ratio", "kl_to_begin")
 
     def __init__(self, *args: Any, reference: nn.Module | None = None, **kwargs: Any):
@@ -35,13 +35,14 @@ class TokenTrainer(RowTrainer):
         self.reference = reference and reference.to(self.args.device).eval().requires_grad_(False)
 
     def coefficients(self) -> tuple[float, ...]:
-        return self.config.losses.ce, self.config.losses.rl, self.config.losses.ref_kl
+        losses = self.config.losses
+        return losses.ce, losses.rl, losses.ref_kl, losses.label
 
     def sums(self, model: nn.Module, batch: Batch) -> Sums:
         logits, temperature = logits_of(model, batch), batch.get("temperature")
         plain = losses.log_probs(logits, batch["target_id"])
         if "ce" not in batch:  # nothing but padding
-            return Sums(plain.sum() + logits.sum() * 0 + plain.new_zeros(3))
+            return Sums(plain.sum() + logits.sum() * 0 + plain.new_zeros(len(self.names)))
         logp = (
             plain
             if temperature is None
@@ -51,7 +52,7 @@ class TokenTrainer(RowTrainer):
         rl, cut = losses.policy_gradient(logp, prox, batch["advantage"], self.config.losses)
         kl = self._kl(logits, logp, batch)
         weighted = batch["ce"] * -plain, batch["rl"] * rl, batch["ref_kl"] * kl
-        parts = torch.stack([part.sum() for part in weighted])
+        parts = torch.stack([*(part.sum() for part in weighted), _labelled(logits, batch)])
         return Sums(parts, self._shares(logp.detach() - prox, cut, batch["rl"]))
 
     def _kl(self, logits: Tensor, logp: Tensor, batch: Batch) -> Tensor:
@@ -90,8 +91,8 @@ class ScoreTrainer(RowTrainer):
         if "target" not in batch:
             return Sums(logits.sum()[None] * 0)
         target, weight = batch["target"], batch["weight"]
-        loss = losses.verdict(logits, target)
-        good = logits[:, -1] - (logits[:, 0] if logits.shape[1] == 2 else 0)
+        good = losses.margin(logits)
+        loss = losses.verdict(good, target)
         right = ((good > 0) == (target > 0.5)).float()
         count = torch.ones_like(target).sum()
         shares = {
@@ -130,6 +131,15 @@ class PairTrainer(RowTrainer):
         found = margin.detach()
         shares = {"accuracy": ((found > 0).float().sum(), count), "margin": (found.sum(), count)}
         return Sums(parts, shares)
+
+
+def _labelled(logits: Tensor, batch: Batch) -> Tensor:
+    """The loss of all verdicts that are asked for."""
+    if "verdict" not in batch:
+        return logits.new_zeros((), dtype=torch.float32)
+    asked = ~batch["verdict"].isnan()
+    labels = torch.stack([batch["good"], batch["bad"]], 1)[asked].long()
+    return losses.verdict(losses.label_margin(logits[asked], labels), batch["verdict"][asked]).sum()
 
 
 def known(logp: Tensor, weight: Tensor, now: Tensor) -> Tensor:

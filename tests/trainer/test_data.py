@@ -145,7 +145,7 @@ def test_what_was_not_logged_cannot_be_corrected(logp: tuple[float, ...]) -> Non
 def collated(tmp_path: Path, rows: Sequence[Row], packing: str = "none") -> dict[str, Any]:
     write_arrow(tmp_path / "rows", rows[0].kind, iter(rows))
     units = Units(tmp_path / "rows", rows[0].kind, packing, 100)
-    found = Collator(3)([units[n] for n in range(len(units))])
+    found = Collator(4)([units[n] for n in range(len(units))])
     return {name: value.numpy() for name, value in found.items()}
 
 
@@ -159,7 +159,7 @@ def test_a_batch_asks_only_what_has_a_weight(tmp_path: Path) -> None:
     asked = list(zip(batch["row"], at, batch["target_id"], batch["ce"], strict=True))
     assert asked == [(0, 1, 9, 0.5), (1, 0, 8, 1.0), (1, 2, 6, 2.0)]
     assert batch["temperature"].tolist() == [0.5, 1.0, 1.0]
-    assert batch["weights"].tolist() == [3.5, 0, 0]
+    assert batch["weights"].tolist() == [3.5, 0, 0, 0]
 
 
 def test_a_packed_batch_shares_tokens_and_asks_twice(tmp_path: Path) -> None:
@@ -173,14 +173,14 @@ def test_a_packed_batch_shares_tokens_and_asks_twice(tmp_path: Path) -> None:
     ids = batch["input_ids"][batch["row"], at]
     asked = list(zip(ids, batch["target_id"], batch["advantage"], strict=True))
     assert sorted(asked) == [(7, 8, -3.0), (7, 8, 1.0), (8, 5, -3.0), (8, 9, 1.0)]
-    assert batch["weights"].tolist() == [0, 4.0, 0]
+    assert batch["weights"].tolist() == [0, 4.0, 0, 0]
 
 
 def test_a_blank_adds_nothing(tmp_path: Path) -> None:
     write_arrow(tmp_path / "rows", "tokens", iter([tiny.token_row(random.Random(0))]))
     units = Units(tmp_path / "rows", "tokens")
-    assert Collator(3)([units[BLANK]])["weights"].tolist() == [0, 0, 0]
-    with_blank, alone = Collator(3)([units[BLANK], units[0]]), Collator(3)([units[0]])
+    assert Collator(4)([units[BLANK]])["weights"].tolist() == [0, 0, 0, 0]
+    with_blank, alone = Collator(4)([units[BLANK], units[0]]), Collator(4)([units[0]])
     assert with_blank["weights"].equal(alone["weights"])
     assert with_blank["ce"].equal(alone["ce"])
     assert with_blank["input_ids"].equal(alone["input_ids"])  # nor is it computed
@@ -283,4 +283,15 @@ def test_weights_survive_the_way_into_a_batch(tmp_path: Path) -> None:
     at = batch["keep"][batch["column"]]
     names = ("target_id", "ce", "rl", "advantage", "logp_prox")
     found = np.array([batch["row"], at, *(batch[name] for name in names)]).T
-    np.testing.assert_allclose(found, np.array(wanted), rtol=1e-6)
+    verdict = batch["verdict"]
+    said = np.isnan(verdict)
+    np.testing.assert_allclose(found[said], np.array(wanted), rtol=1e-6)
+    asked = [
+        (n, at, v, *row.labels)
+        for n, row in enumerate(rows)
+        if isinstance(row, TokenRow)
+        for at, v in enumerate(row.verdict)
+        if v == v
+    ]
+    labelled = np.array([batch["row"], at, verdict, batch["good"], batch["bad"]]).T[~said]
+    np.testing.assert_allclose(labelled, np.array(asked), rtol=1e-6)

@@ -127,9 +127,18 @@ def test_a_verdict_of_two_labels_and_of_one_are_the_same(target: float) -> None:
     good = 1 / (1 + math.exp(-0.75))
     expected = -target * math.log(good) - (1 - target) * math.log(1 - good)
     for given in (two, one):
-        loss = losses.verdict(given, torch.tensor([target]))
+        loss = losses.verdict(losses.margin(given), torch.tensor([target]))
         assert loss.item() == pytest.approx(expected, rel=1e-5)
         assert gradient(loss.sum(), given)[-1].item() == pytest.approx(good - target, rel=1e-5)
+
+
+def test_a_verdict_of_two_tokens_is_between_them_alone() -> None:
+    given = torch.tensor([[0.5, 3.0, 1.25, -1.0]], requires_grad=True)
+    loss = losses.verdict(losses.label_margin(given, torch.tensor([[2, 0]])), torch.tensor([0.3]))
+    good = 1 / (1 + math.exp(-0.75))
+    assert loss.item() == pytest.approx(-0.3 * math.log(good) - 0.7 * math.log(1 - good), rel=1e-5)
+    expected = torch.tensor([0.3 - good, 0.0, good - 0.3, 0.0])
+    torch.testing.assert_close(gradient(loss.sum(), given), expected)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])

@@ -34,7 +34,7 @@ def rows(objective: Any, *trees: Tree) -> tuple[dict[bytes, Any], Counter[str]]:
 
 def test_every_kind_is_in_the_list() -> None:
     kinds = TypeAdapter(AnyObjective).json_schema()["discriminator"]["mapping"]
-    token = {"sft", "expert_iteration", "stream_of_search", "distill", "awr"}
+    token = {"sft", "expert_iteration", "stream_of_search", "distill", "awr", "labels"}
     gradients = {"reinforce", "ppo", "grpo", "tree_pg"}
     pairs, scores = {"dpo", "step_dpo"}, {"prm_hard", "prm_soft", "prm_mcts", "orm", "value"}
     assert set(kinds) == token | gradients | pairs | scores
@@ -66,6 +66,15 @@ def test_reinforce_shaped() -> None:
     settings |= {"gamma": 0.5, "baseline": "none"}
     found, _ = rows(Reinforce.model_validate(settings), small())
     assert found[C].advantage[2:] == [0.5, 0.5, 0.25, 0.25]
+
+
+@pytest.mark.parametrize(
+    "settings", [{"shaping": {"phi": "prn"}}, {"pav": {"prover": "prn"}}], ids=["phi", "prover"]
+)
+def test_a_value_that_no_step_has_is_told(settings: dict[str, Any]) -> None:
+    found, tally = rows(Reinforce.model_validate(settings), small())
+    assert not found
+    assert [n for reason, n in tally.items() if "'prn'" in reason] == [1]
 
 
 def test_progress_of_the_best_of_four() -> None:

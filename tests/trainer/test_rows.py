@@ -117,8 +117,9 @@ def test_files_that_are_no_rows(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("metadata", "complaint"),
     [
-        ('{"schema_version": "9"}', "rows of schema 9; this trainer reads 1"),
-        ('{"schema_version": "1"}', "bad metadata"),
+        ('{"schema_version": "9"}', "rows of schema 9; this trainer reads 2"),
+        ('{"schema_version": "1"}', "rows of schema 1; this trainer reads 2"),
+        ('{"schema_version": "2"}', "bad metadata"),
     ],
 )
 def test_unknown_metadata(tmp_path: Path, metadata: str, complaint: str) -> None:

@@ -18,6 +18,7 @@ from trainer.weights import TOKENIZER_FILES, tokenizer_sha
 
 REFERENCE = Path(__file__).parents[2] / "models" / "policy"
 VOCABULARY = 1104
+LABELS = (1101, 1102)
 
 
 def policy(folder: Path, seed: int = 0, *, tied: bool = False) -> Path:
@@ -50,7 +51,8 @@ def ids(rng: random.Random, size: int) -> list[int]:
 
 
 def token_row(rng: random.Random, trace: str = "t", prefix: Iterable[int] = ()) -> TokenRow:
-    """Some of its tokens have each kind of weight; 7 to 30 of them are its own."""
+    """Some of its tokens have each kind of weight, and after some a verdict is asked; 7 to 30 of
+    them are its own."""
     whole = [*prefix, *ids(rng, rng.randint(7, 30))]
     size = len(whole)
     rl = [0.0, *(rng.choice([0.0, 1.0, 0.5]) for _ in range(size - 1))]
@@ -65,6 +67,8 @@ def token_row(rng: random.Random, trace: str = "t", prefix: Iterable[int] = ()) 
         logp=[float("nan"), *(rng.uniform(-9, -3) for _ in range(size - 1))],
         temperature=rng.choice([1.0, 0.7]),
         version=rng.choice(["v1", "v2"]),
+        verdict=[(float("nan"), 1.0, 0.25)[i % 3] for i in whole],
+        labels=LABELS,
     )
 
 

@@ -11,6 +11,7 @@ from trainer.objectives.distill import Distill
 from trainer.objectives.dpo import Dpo
 from trainer.objectives.expert_iteration import ExpertIteration
 from trainer.objectives.grpo import Grpo
+from trainer.objectives.labels import Labels
 from trainer.objectives.objective import Objective, Tally
 from trainer.objectives.orm import Orm
 from trainer.objectives.ppo import Ppo
@@ -34,6 +35,7 @@ AnyObjective = Annotated[
     | Awr
     | Dpo
     | StepDpo
+    | Labels
     | PrmHard
     | PrmSoft
     | PrmMcts

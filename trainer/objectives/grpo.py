@@ -1,6 +1,7 @@
 """Group-relative policy optimisation: what a sample is worth is told by others of its group.
 
-arXiv 2402.03300, section 4.1 (DeepSeekMath); without the division by the deviation, Dr. GRPO
+arXiv 2402.03300, section 4.1 (DeepSeekMath), but every token counts the same, however long its
+answer is (DAPO, arXiv 2503.14476, section 3.3); without the division by the deviation, Dr. GRPO
 (arXiv 2503.20783, section 3.2). A group is the answers to a problem, or the steps drawn in one
 state of a tree: TreeRPO (arXiv 2506.05183), Tree-GRPO (arXiv 2509.21240, section 3).
 """

@@ -7,16 +7,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
-from pydantic import BaseModel, ConfigDict
-
+from trainer.config import Frozen
 from trainer.rows import Kind, Row
 from trainer.tree import Tree
 
 Tally = Counter[str]  # what was left out, and why
-
-
-class Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Objective(Frozen):

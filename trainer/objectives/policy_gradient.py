@@ -40,10 +40,14 @@ class PolicyGradient(Objective):
 
     def rows(self, trees: Sequence[Tree], tally: Tally) -> Iterator[Row]:
         for tree, credit in self.credits(trees, tally):
-            shares = Shares(tree, self._with_progress(credit), self.damping, self.prefixes)
+            if self.pav is not None and not any(self.pav.knows(n) for n in tree.steps):
+                tally[f"no step has a value of the prover {self.pav.prover!r}"] += 1
+                continue
+            credit = self._with_progress(credit)
+            shares = Shares(tree, credit, self.damping, self.prefixes, self.kl)
             if not shares.known:
                 tally["no step has an advantage"] += 1
-            yield from sequences(tree, shares.ends, shares.mark, self.prefixes, kl=self.kl)
+            yield from sequences(tree, shares.ends, shares.mark, self.prefixes)
 
     def _with_progress(self, credit: Credit) -> Credit:
         if (pav := self.pav) is None:
@@ -74,6 +78,7 @@ class Shares:
     credit: Credit
     damping: float
     prefixes: Prefixes
+    kl: bool
     ends: list[Node] = field(init=False)
     _credits: dict[Node, dict[Node, float]] = field(init=False, default_factory=dict)
 
@@ -97,9 +102,12 @@ class Shares:
         through, drawn = sum(times.values()), node.record.multiplicity
         weight = drawn * max(1.0, through / drawn) ** (1 - self.damping)
         if self.prefixes == "per_leaf":
-            return Mark(rl=weight * times[end] / through, advantage=found[end])
+            return self._mark(weight * times[end] / through, found[end])
         mean = sum(times[e] * worth for e, worth in found.items()) / through
-        return Mark(rl=weight, advantage=mean)
+        return self._mark(weight, mean)
+
+    def _mark(self, weight: float, advantage: float) -> Mark:
+        return Mark(rl=weight, advantage=advantage, ref_kl=weight if self.kl else 0.0)
 
 
 def moments(group: Sequence[tuple[float, float]]) -> tuple[float, float]:

@@ -19,22 +19,19 @@ from trainer.objectives.scoring import StepScoring
 class MonteCarlo(StepScoring):
     least: int = Field(1, ge=1, description="answers through a step, for an estimate")
 
-    def known(self, node: Node) -> float | None:
-        return node.q if node.known >= self.least or node.finished else None
-
 
 class PrmSoft(MonteCarlo):
     kind: Literal["prm_soft"] = "prm_soft"
 
     def target(self, node: Node) -> float | None:
-        return self.known(node)
+        return node.estimate("outcome", self.least)
 
 
 class PrmHard(MonteCarlo):
     kind: Literal["prm_hard"] = "prm_hard"
 
     def target(self, node: Node) -> float | None:
-        q = self.known(node)
+        q = node.estimate("outcome", self.least)
         return None if q is None else float(q > 0)
 
 
@@ -43,4 +40,4 @@ class PrmMcts(StepScoring):
     visits: int = Field(1, ge=1, description="of a step, at least")
 
     def target(self, node: Node) -> float | None:
-        return node.backed_up if node.record.visits >= self.visits else None
+        return node.estimate("mcts", self.visits)

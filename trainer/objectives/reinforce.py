@@ -35,7 +35,14 @@ class Reinforce(PolicyGradient):
         total, mean = sum(weight for weight, _ in group), moments(group)[0] if group else 0.0
         if self.baseline == "none" or self.comparable(group, tally):
             credit = partial(self._credit, total, mean)
-            yield from ((tree, credit) for tree in trees)
+            yield from ((tree, credit) for tree in trees if self._has_potential(tree, tally))
+
+    def _has_potential(self, tree: Tree, tally: Tally) -> bool:
+        """Without one a shaped return would be one without a baseline."""
+        if self.shaping is None or any(map(self.shaping.knows, tree.steps)):
+            return True
+        tally[f"no step has the potential {self.shaping.phi!r}"] += 1
+        return False
 
     def _credit(self, total: float, mean: float, node: Node, end: Node) -> float | None:
         """Of a group of `total` samples and this mean."""

@@ -50,3 +50,5 @@ class StepScoring(Scoring):
                 targets = {at: wanted.pop(n) for n, at in reading.marks.items() if n in wanted}
                 if targets:
                     yield score_row(tree, reading.ids, targets)
+            if wanted:
+                tally["a step that the model has no place for"] += len(wanted)

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from trainer.node import Node
+from trainer.node import By, Node
 from trainer.objectives.objective import Objective, Tally
 from trainer.rows import Kind, PairRow, Row
 from trainer.sequences import problem
@@ -21,7 +21,7 @@ from trainer.tree import Tree
 class StepDpo(Objective):
     kind: Literal["step_dpo"] = "step_dpo"
     makes: ClassVar[Kind] = "pairs"
-    by: Literal["outcome", "mcts"] = Field("outcome", description="Q: of outcomes, or backed up")
+    by: By = Field("outcome", description="Q: of outcomes, or backed up")
     gap: float = Field(0.25, gt=0, le=1, description="of Q, at least")
     least: int = Field(1, ge=1, description="answers through each step, or visits of it")
     pairs: int = Field(1, ge=1, description="of a state, at most, the widest gap first")
@@ -34,7 +34,11 @@ class StepDpo(Objective):
             yield from (self._row(tree, good, bad) for good, bad in found)
 
     def _pairs(self, group: Sequence[Node]) -> list[tuple[Node, Node]]:
-        known = {n: q for n in group if (q := self.value(n)) is not None and any(n.weights)}
+        known = {
+            n: q
+            for n in group
+            if (q := n.estimate(self.by, self.least)) is not None and any(n.weights)
+        }
         pairs = [
             (good, bad)
             for good, bad in permutations(known, 2)
@@ -42,11 +46,6 @@ class StepDpo(Objective):
         ]
         pairs.sort(key=lambda p: (known[p[1]] - known[p[0]], p[0].id, p[1].id))
         return pairs[: self.pairs]
-
-    def value(self, node: Node) -> float | None:
-        if self.by == "mcts":
-            return node.backed_up if node.record.visits >= self.least else None
-        return node.q if node.finished or node.known >= self.least else None
 
     def _row(self, tree: Tree, good: Node, bad: Node) -> PairRow:
         return PairRow(

@@ -16,11 +16,10 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from server.reward.answer import last_match
-from trainer.errors import DataError
 from trainer.node import Node
 from trainer.objectives.objective import Objective, Tally
 from trainer.objectives.sft import Sft, worth
-from trainer.reader import tokenizer
+from trainer.reader import check_own, tokenizer
 from trainer.rows import Kind, Row, TokenRow
 from trainer.sequences import problem, version
 from trainer.tree import Tree, Turn
@@ -40,7 +39,7 @@ class StreamOfSearch(Objective):
 
     def rows(self, trees: Sequence[Tree], tally: Tally) -> Iterator[Row]:
         for tree in trees:
-            self._check(tree)
+            check_own(tree, self.model, self.tokenizer)
             best = Sft(least=self.least).best(tree)
             if best is None or not _plain(tree, best):
                 tally["no right answer in one turn"] += 1
@@ -50,10 +49,6 @@ class StreamOfSearch(Objective):
                 tally["no wrong branch beside the right one"] += 1
                 continue
             yield telling.row()
-
-    def _check(self, tree: Tree) -> None:
-        if tree.trace.versions.tokenizer_sha != self.tokenizer.sha:
-            raise DataError(f"{tree.where}: its tokenizer is not that of {self.model}")
 
     def _told(self, tree: Tree, best: Node) -> Telling:
         telling = Telling(tree, tree.turns(best)[0], best.path(), self.tokenizer, self.wrong)

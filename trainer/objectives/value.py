@@ -10,16 +10,14 @@ from typing import Literal
 
 from pydantic import Field
 
-from trainer.node import Node
+from trainer.node import By, Node
 from trainer.objectives.scoring import StepScoring
 
 
 class Value(StepScoring):
     kind: Literal["value"] = "value"
-    by: Literal["outcome", "mcts"] = "outcome"
+    by: By = Field("outcome", description="of outcomes, or backed up by the search")
     least: int = Field(1, ge=1, description="answers through a step, or visits of it")
 
     def target(self, node: Node) -> float | None:
-        if self.by == "outcome":
-            return node.q if node.finished or node.known >= self.least else None
-        return node.backed_up if node.record.visits >= self.least else None
+        return node.estimate(self.by, self.least)
