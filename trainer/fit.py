@@ -7,7 +7,6 @@ every pass of the step on every device, so that neither their number nor their s
 from __future__ import annotations
 
 import os
-import shutil
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,10 +22,9 @@ from trainer import agree
 from trainer.config import TrainConfig
 from trainer.data import PARTS, Batch, Collator, Units
 from trainer.errors import DataError
+from trainer.folder import PARTIAL
 from trainer.plan import Plan
 from trainer.rows import Kind
-
-PARTIAL = ".partial"
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +146,3 @@ class RowTrainer(Trainer):
     def _get_output_dir(self, trial: Any) -> str:
         folder = Path(self.args.output_dir)
         return str(folder / PARTIAL if self._saving else folder)
-
-
-def clear_partial(output: Path) -> None:
-    """What a run that was killed while saving has left."""
-    shutil.rmtree(output / PARTIAL, ignore_errors=True)

@@ -15,7 +15,7 @@ from trainer.data import write_arrow
 from trainer.errors import ConfigError, DataError
 from trainer.offpolicy import Correction
 from trainer.rows import Header, Kind, PairRow, Row, ScoreRow, TokenRow, read_header, read_rows
-from trainer.score import Scoring, scored_by
+from trainer.score import Scoring, check_gaps, scored_by
 from trainer.weights import check_packing, config_of, tokenizer_sha
 
 FILE = "rows.arrow"
@@ -47,10 +47,11 @@ class Preparation:
         self._positions = int(getattr(text, "max_position_embeddings", None) or 1 << 62)
         lacking = [self._check(file) for file in self.config.rows]
         files = [self._scored(n, headers[n], lacks) for n, lacks in enumerate(lacking)]
+        scores = [s for file in files if (s := scored_by(read_header(file)))]
+        self._check_gap(kind, scores)
         correction = Correction(self.config.off_policy) if self.config.off_policy else None
         kept = self._write(kind, files, correction)
         report = dict(self.counts) | {"kept": kept}
-        scores = [s for file in files if (s := scored_by(read_header(file)))]
         off = correction.report() if correction and kind == "tokens" else None
         return Prepared(kind, {"rows": report, "off_policy": off, "score": scores})
 
@@ -116,7 +117,6 @@ class Preparation:
             return file
         out = self.config.output / f"scored-{number}.parquet"
         if not out.exists():
-            off = self.config.off_policy
             Scoring(
                 self.config.model,
                 self._reference,
@@ -124,9 +124,27 @@ class Preparation:
                 self.device,
                 self.config.micro_batch,
                 self.config.max_gap,
-                current=off.versions[-1] if off and off.versions else None,
+                self._current,
             ).run(file, out)
         return out
+
+    def _check_gap(self, kind: Kind, scores: list[dict[str, Any]]) -> None:
+        """Of files that were scored before, too; and that something was compared."""
+        most = self.config.max_gap
+        if most is None:
+            return
+        if kind != "tokens":
+            raise ConfigError(f"max_gap: rows of {kind} have no logged log-probabilities")
+        names, of = self._names(), self._current
+        if not sum(check_gaps(names, s, most, of) for s in scores):
+            said = "" if of is None else f" of version {of!r}"
+            raise DataError(f"{names}: max_gap: no logged log-probabilities{said}")
+
+    @property
+    def _current(self) -> str | None:
+        """The policy version that `model` is, if that is said."""
+        off = self.config.off_policy
+        return off.versions[-1] if off and off.versions else None
 
     @property
     def _reference(self) -> str:
@@ -138,7 +156,9 @@ class Preparation:
         if isinstance(row, ScoreRow):
             return False
         learned = self._counting(row)
-        prox = self.config.needs_prox and any(learned.rl) and not row.logp_prox
+        compared = self.config.max_gap is not None and any(p == p for p in row.logp)
+        wanted = compared or (self.config.needs_prox and any(learned.rl))
+        prox = wanted and not row.logp_prox
         return prox or (self.config.needs_ref and any(learned.ref_kl) and not row.logp_ref)
 
     def _rows(self, files: list[Path], correction: Correction | None) -> Iterator[Row]:
@@ -154,7 +174,7 @@ class Preparation:
             return None
         if isinstance(row, TokenRow):
             row = self._counting(row)
-        if not _asks(row):
+        if not row.asks:
             self.counts["nothing_asked"] += 1
             return None
         if not isinstance(row, TokenRow) or correction is None:
@@ -171,6 +191,7 @@ class Preparation:
             ce=row.ce if losses.ce else (),
             rl=row.rl if losses.rl else (),
             ref_kl=row.ref_kl if losses.ref_kl else (),
+            verdict=row.verdict if losses.label else (),
         )
 
     def _names(self) -> str:
@@ -187,24 +208,17 @@ def _check_tokens(row: TokenRow, where: str) -> None:
         raise DataError(f"{where}: temperature: {row.temperature}; allowed are numbers above 0")
 
 
-def _asks(row: Row) -> bool:
-    """Whether anything is to be learned from it."""
-    if isinstance(row, TokenRow):
-        return any(row.ce) or any(row.rl) or any(row.ref_kl)
-    if isinstance(row, PairRow):
-        return True
-    weights = row.weight or (1.0,) * len(row.ids)
-    return any(w and t == t for t, w in zip(row.target, weights, strict=True))
-
-
 def _sizes(row: Row) -> tuple[list[int], int]:
     """Tokens of its sequences, and the largest id."""
     if isinstance(row, PairRow):
         sizes = [len(row.prompt_ids) + len(ids) for ids in (row.chosen_ids, row.rejected_ids)]
         return sizes, max(map(max, (row.prompt_ids, row.chosen_ids, row.rejected_ids)))
-    return [len(row.ids)], max(row.ids)
+    labels = row.labels if isinstance(row, TokenRow) else ()
+    return [len(row.ids)], max(*row.ids, *labels, 0)
 
 
-def check_reference(config: TrainConfig, kind: Kind) -> None:
-    if config.reference is not None and kind == "scores":
-        raise ConfigError("reference: rows of a reward model need none")
+def check_kind(config: TrainConfig, kind: Kind) -> None:
+    """Raises `ConfigError`: what is set has no part in learning from such rows."""
+    for name in ("reference", "losses") if kind == "scores" else ("head",):
+        if getattr(config, name) != TrainConfig.model_fields[name].default:
+            raise ConfigError(f"{name}: has no part in learning from rows of {kind}")

@@ -120,7 +120,7 @@ class Scoring:
             numbers = order[start : start + self.batch]
             with cast:
                 values = self._pass([lines[n] for n in numbers], model)
-            ends = np.cumsum([len(lines[n].places) for n in numbers])
+            ends = np.cumsum([len(lines[n].columns) for n in numbers])
             for n, part in zip(numbers, np.split(values, ends[:-1]), strict=True):
                 found[n] = np.concatenate([np.full(1, np.nan, np.float32), part])
         return found
@@ -140,23 +140,18 @@ class Scoring:
         self.gaps.setdefault(row.version, Gap()).add(gaps[~np.isnan(gaps)])
 
     def _report(self, rows: Path) -> dict[str, Any]:
-        for version, gap in self.gaps.items():
+        for gap in self.gaps.values():
             if not math.isfinite(gap.mean):
                 raise DataError(f"{rows}: {self.model} gives log-probabilities that are not finite")
-            bounded = self.max_gap is not None and self.current in (None, version)
-            if bounded and gap.mean > (self.max_gap or 0):
-                raise DataError(
-                    f"{rows}: version {version!r}: logged log-probabilities are {gap.mean:.4f} "
-                    f"from those of {self.model}, {gap.largest:.4f} at most; "
-                    f"allowed on average: {self.max_gap}"
-                )
         gaps = {version: gap.report() for version, gap in self.gaps.items()}
-        return {
+        report = {
             "model": self.model,
             "reference": self.reference,
             "precision": self.precision,
             "gap": gaps,
         }
+        check_gaps(str(rows), report, self.max_gap, self.current)
+        return report
 
 
 def command(
@@ -197,9 +192,23 @@ def _lines(row: Row) -> list[Line]:
 
 
 def _whole(ids: Sequence[int], temperature: float) -> Line:
-    places = np.arange(1, len(ids))
-    streams = {"temperature": np.full(len(places), temperature, np.float32)}
-    return Line(ids, places, 1, streams, (0.0,))
+    columns, targets = np.arange(len(ids) - 1), np.asarray(ids[1:], np.int64)
+    streams = {"temperature": np.full(len(columns), temperature, np.float32)}
+    return Line(ids, columns, targets, streams, (0.0,))
+
+
+def check_gaps(where: str, report: dict[str, Any], most: float | None, current: str | None) -> int:
+    """How many tokens were compared with what `current` (None: any version) logged. Raises
+    `DataError`: they are further away than `most` on average."""
+    compared = {v: gap for v, gap in report["gap"].items() if current in (None, v)}
+    for version, gap in compared.items():
+        if most is not None and gap["mean"] > most:
+            raise DataError(
+                f"{where}: version {version!r}: logged log-probabilities are {gap['mean']:.4f} "
+                f"from those of {report['model']}, {gap['max']:.4f} at most; "
+                f"allowed on average: {most}"
+            )
+    return int(sum(gap["tokens"] for gap in compared.values()))
 
 
 def scored_by(header: Header) -> dict[str, Any] | None:

@@ -1,14 +1,12 @@
-"""A training run: rows and a model in, a folder that can be served out.
+"""A training run: rows and a model in, a folder that can be served out (`folder.py`).
 
-The output folder holds the settings (`settings.json`: another run may not use it), the prepared
-rows, whole checkpoints, `tensorboard/`, and last `report.json`, `adapter/` where there is one, and
-`model/`. A run that was stopped goes on; one that is finished is left as it is.
+A run that was stopped goes on; one that is finished is left as it is.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,13 +23,12 @@ from trainer import agree, weights
 from trainer.config import TrainConfig
 from trainer.data import Units
 from trainer.errors import ConfigError
-from trainer.fit import RowTrainer, clear_partial
-from trainer.prepare import FILE, Preparation, Prepared, check_reference
+from trainer.fit import RowTrainer
+from trainer.folder import ADAPTER, MODEL, REPORT, check_rows, claim, write_json
+from trainer.prepare import FILE, Preparation, Prepared, check_kind
 from trainer.rows import Kind
 from trainer.settings import load
 from trainer.trainers import TRAINERS
-
-SETTINGS, REPORT, MODEL, ADAPTER = "settings.json", "report.json", "model", "adapter"
 
 
 def command(
@@ -55,8 +52,9 @@ def train(config: TrainConfig) -> Path:
     done = config.output / MODEL
     if done.exists():
         return done
+    agree.first(lambda: check_rows(config))
     prepared = agree.first(lambda: Preparation(config, str(arguments.device)).run())
-    check_reference(config, prepared.kind)
+    check_kind(config, prepared.kind)
     trainer = build(config, arguments, prepared.kind)
     check_sharding(trainer, config)
     checkpoint = get_last_checkpoint(str(config.output))
@@ -94,7 +92,7 @@ def arguments_of(config: TrainConfig) -> TrainingArguments:
             f"times {world} processes"
         )
     cpu = config.device == "cpu" or not torch.accelerator.is_available()
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(config.output),
         per_device_train_batch_size=config.micro_batch,
         gradient_accumulation_steps=config.accumulation(world),
@@ -123,6 +121,10 @@ def arguments_of(config: TrainConfig) -> TrainingArguments:
         deepspeed=str(config.deepspeed) if config.deepspeed else None,
         report_to=list(config.report_to),
     )
+    wanted = "bf16" if config.precision == "bfloat16" else "no"
+    if (launched := arguments.mixed_precision) != wanted:
+        raise ConfigError(f"precision: {config.precision}, and the launcher's is {launched}")
+    return arguments
 
 
 def check_processes(config: TrainConfig) -> None:
@@ -144,7 +146,14 @@ def check_processes(config: TrainConfig) -> None:
 
 
 def check_sharding(trainer: RowTrainer, config: TrainConfig) -> None:
-    """Raises `ConfigError`: an adapter is merged in one process, which has only a shard."""
+    """Raises `ConfigError`: an adapter is merged in one process, which has only a shard; or there
+    are to be shards and there are none."""
+    asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if asked and not trainer.is_fsdp_enabled:
+        raise ConfigError(
+            "device: the launcher asks for FSDP, which accelerate has on GPUs only: here it would "
+            "train without, in silence; use torchrun"
+        )
     zero3 = trainer.is_deepspeed_enabled and is_deepspeed_zero3_enabled()
     if config.lora is not None and (trainer.is_fsdp_enabled or zero3):
         raise ConfigError("lora: not where weights are sharded (FSDP, ZeRO-3); use torchrun's DDP")
@@ -161,29 +170,12 @@ def check_reporting(config: TrainConfig) -> None:
             )
 
 
-def claim(config: TrainConfig) -> None:
-    """Makes the output folder this run's. Raises `ConfigError`: it is another's."""
-    config.output.mkdir(parents=True, exist_ok=True)
-    clear_partial(config.output)
-    file = config.output / SETTINGS
-    own = json.loads(config.model_dump_json())
-    if not file.exists():
-        weights.write_json(file, own)
-        return
-    theirs = json.loads(file.read_text())
-    # A folder may be moved, and a run may go on at another place.
-    differ = [key for key in own if own[key] != theirs.get(key) and key != "output"]
-    if differ:
-        said = ", ".join(f"{key} was {theirs.get(key)!r}, is {own[key]!r}" for key in differ)
-        raise ConfigError(f"output: {config.output} is of a run with other settings: {said}")
-
-
 def export(trainer: RowTrainer, config: TrainConfig, prepared: Prepared) -> None:
     """`report.json` and, last, `model/`."""
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
     if agree.is_first():
-        weights.write_json(config.output / REPORT, report_of(trainer, prepared))
+        write_json(config.output / REPORT, report_of(trainer, prepared))
         if isinstance(model, PeftModel):
             weights.save_adapter(config.output / ADAPTER, model, config.model)
             model = weights.merged(model)

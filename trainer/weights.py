@@ -19,6 +19,7 @@ from server.errors import PonderError
 from trainer import heads
 from trainer.config import Lora, Precision, TrainConfig
 from trainer.errors import ConfigError, DataError
+from trainer.folder import write_json
 from trainer.rows import Kind
 
 # What makes a folder one that can be served, beside weights and config.
@@ -140,6 +141,7 @@ def save_adapter(folder: Path, model: PeftModel, source: str) -> None:
     partial = _emptied(folder)
     model.save_pretrained(str(partial))
     copy_tokenizer(source, partial)
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed before `model/` was there
     os.replace(partial, folder)
 
 
@@ -154,12 +156,6 @@ def copy_tokenizer(source: str, folder: Path) -> None:
         found = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
         if found is not None:
             shutil.copyfile(found, folder / name)
-
-
-def write_json(file: Path, data: object) -> None:
-    partial = file.with_name(f".{file.name}.tmp")
-    partial.write_text(json.dumps(data, indent=2) + "\n")
-    os.replace(partial, file)
 
 
 def _emptied(folder: Path) -> Path:

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from tests.trainer import tiny
+from trainer.folder import claim
 from trainer.prepare import Preparation
 from trainer.rows import Row
-from trainer.train import arguments_of, build, claim
+from trainer.train import arguments_of, build
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from tests.trainer import tiny
 from trainer.config import TrainConfig
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, DataError
 from trainer.train import train
 
 TIMES = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss")
@@ -98,6 +98,26 @@ def test_other_settings_do_not_go_on_from_a_run(model: Path, tmp_path: Path) -> 
         match=r"other settings: .*losses was .*seed was 0, is 3|seed was 0, is 3.*losses was",
     ):
         train(other)
+
+
+def test_other_rows_do_not_go_on_from_a_run(model: Path, tmp_path: Path) -> None:
+    rng = random.Random(0)
+    rows = tiny.write(tmp_path / "rows", [tiny.token_row(rng) for _ in range(8)])
+    config = run(model, rows, tmp_path / "whole")
+    train(config)
+    again = run(model, rows, stopped_after(config.output, tmp_path / "again", 2))
+    tiny.write(rows, [tiny.token_row(rng) for _ in range(8)])
+    with pytest.raises(DataError, match=r"rows: not the rows that the run in .*again began with"):
+        train(again)
+
+
+def test_a_run_that_was_killed_between_adapter_and_model_ends(model: Path, tmp_path: Path) -> None:
+    rows = tiny.write(tmp_path / "rows", [tiny.token_row(random.Random(n)) for n in range(4)])
+    config = run(model, rows, tmp_path / "out", lora={"rank": 2})
+    merged = load_file(train(config) / "model.safetensors")
+    shutil.rmtree(config.output / "model")
+    again = load_file(train(config) / "model.safetensors")
+    assert all(torch.equal(merged[name], again[name]) for name in merged)
 
 
 def test_only_the_last_checkpoints_are_kept(model: Path, tmp_path: Path) -> None:

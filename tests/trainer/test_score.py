@@ -98,7 +98,30 @@ def test_too_large_a_gap_is_refused_and_nothing_written(model: Path, tmp_path: P
     config = tiny.config(model, file, tmp_path / "run", max_gap=0.01)
     with pytest.raises(DataError, match="version 'v2'"):
         train(config)
-    assert {p.name for p in config.output.iterdir()} == {"settings.json"}
+    assert {p.name for p in config.output.iterdir()} == {"settings.json", "began.json"}
+
+
+def test_a_bound_holds_for_what_was_scored_before_and_for_what_needs_no_scores(
+    model: Path, tmp_path: Path
+) -> None:
+    file = tiny.write(tmp_path / "rows.parquet", logged_by(model, {"v1": 0.5, "v2": 0.5}))
+    Scoring(str(model), str(model)).run(file, tmp_path / "scored.parquet")
+    settings = {"losses": {"rl": 0.0, "ref_kl": 0.0, "label": 0.0}, "off_policy": None}
+    for name in ("rows", "scored"):
+        rows = tmp_path / f"{name}.parquet"
+        config = tiny.config(model, rows, tmp_path / name, max_gap=0.01, **settings)
+        with pytest.raises(DataError, match="version 'v1': logged"):
+            train(config)
+
+
+def test_a_bound_that_binds_nothing_is_refused(model: Path, tmp_path: Path) -> None:
+    row = replace(tiny.token_row(random.Random(0)), logp=(), rl=(), advantage=())
+    file = tiny.write(tmp_path / "rows.parquet", [row])
+    with pytest.raises(DataError, match="max_gap: no logged log-probabilities"):
+        train(tiny.config(model, file, tmp_path / "run", max_gap=0.01))
+    file = tiny.write(tmp_path / "pairs.parquet", [tiny.pair_row(random.Random(0))])
+    with pytest.raises(ConfigError, match="max_gap: rows of pairs"):
+        train(tiny.config(model, file, tmp_path / "other", max_gap=0.01))
 
 
 def test_an_older_version_may_differ(model: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import random
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from trainer.rows import PairRow, Row, ScoreRow, TokenRow
 from trainer.train import train
 
 ROOT = Path(__file__).parents[2]
-SHOWN = ("loss", "grad_norm", "loss/ce", "loss/rl", "loss/ref_kl", "clipped", "ratio")
+SHOWN = ("loss", "grad_norm", "loss/ce", "loss/rl", "loss/ref_kl", "loss/label", "clipped", "ratio")
 
 
 LORA = {"rank": 2}
@@ -46,19 +47,20 @@ def logged(folder: Path) -> list[dict[str, float]]:
     return [entry for entry in log if "loss" in entry]
 
 
-def assert_alike(one: Path, other: Path, rel: float) -> None:
+def assert_alike(one: Path, other: Path, rel: float, names: Sequence[str] = SHOWN) -> None:
     for a, b in zip(logged(one), logged(other), strict=True):
-        for name in SHOWN:
+        for name in names:
             assert a[name] == pytest.approx(b[name], rel=rel, abs=1e-6), name
 
 
 def by_hand(model: Path, rows: list[TokenRow], config: TrainConfig) -> tuple[Tensor, Tensor]:
     """The loss by its formula, a row at a time, and its gradient."""
     policy = AutoModelForCausalLM.from_pretrained(model)
-    sums, totals = [torch.zeros(()) for _ in range(3)], [0.0, 0.0, 0.0]
+    sums, totals = [torch.zeros(()) for _ in range(4)], [0.0] * 4
     for row in rows:
         ids = torch.tensor([list(row.ids)])
-        logits = policy(input_ids=ids).logits[0, :-1]
+        every = policy(input_ids=ids).logits[0]
+        logits = every[:-1]
         plain = logits.log_softmax(1)[range(len(row.ids) - 1), ids[0, 1:]]
         logp = (logits / row.temperature).log_softmax(1)[range(len(row.ids) - 1), ids[0, 1:]]
         given = [
@@ -70,10 +72,17 @@ def by_hand(model: Path, rows: list[TokenRow], config: TrainConfig) -> tuple[Ten
         truncated = (prox - sampled).exp().clamp(max=2.0)
         surrogate = torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage) * truncated
         estimate = (ref - logp).exp() - 1 - (ref - logp)
-        for n, (weight, loss) in enumerate([(ce, -plain), (rl, -surrogate), (kl, estimate)]):
+        verdict = torch.tensor(list(row.verdict))
+        asked = (~verdict.isnan()).float()
+        verdict = verdict.nan_to_num()
+        two = every[:, list(row.labels)].log_softmax(1)
+        against = -(verdict * two[:, 0] + (1 - verdict) * two[:, 1])
+        parts = [(ce, -plain), (rl, -surrogate), (kl, estimate)]
+        parts.append((asked, against))
+        for n, (weight, loss) in enumerate(parts):
             sums[n] = sums[n] + (weight * loss).sum()
             totals[n] += float(weight.sum())
-    scale = config.losses.ce, config.losses.rl, config.losses.ref_kl
+    scale = config.losses.ce, config.losses.rl, config.losses.ref_kl, config.losses.label
     loss = sum(c * s / t for c, s, t in zip(scale, sums, totals, strict=True))
     assert isinstance(loss, Tensor)
     loss.backward()
@@ -421,7 +430,7 @@ def test_a_gradient_that_is_no_number_ends_the_run(model: Path, tmp_path: Path) 
     with pytest.raises(DataError, match=r"step 1: the gradient is nan"):
         train(config)
     left = {p.name for p in (tmp_path / "out").iterdir()}
-    assert left == {"settings.json", "rows.arrow", "tensorboard"}
+    assert left == {"settings.json", "began.json", "rows.arrow", "tensorboard"}
 
 
 def test_what_is_not_installed_is_told(model: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import psutil
 
-from trainer.loop.state import write_json
+from trainer.folder import write_json
 
 FILE = "children.json"
 WAITS = ("/bin/sh", "-c", 'read -r go && exec "$@" </dev/null', "sh")

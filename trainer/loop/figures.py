@@ -7,7 +7,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from trainer.loop.state import State, write_json
+from trainer.folder import write_json
+from trainer.loop.state import State
 
 JSON, PLOT = "figures.json", "accuracy"
 SUFFIXES = (".png", ".svg")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import ConfigError, DataError
+from trainer.folder import write_json
 
 Record = dict[str, Any]
 FILE, LOCK = "state.json", ".lock"
@@ -77,13 +77,3 @@ def alone(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             raise ConfigError(f"out: another loop runs in {folder}") from None
         yield
-
-
-def write_json(file: Path, value: object) -> None:
-    """Whole and durable, or not at all."""
-    partial = file.with_name(f".{file.name}.tmp")
-    with partial.open("w") as stream:
-        stream.write(json.dumps(value, indent=1, default=str) + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(partial, file)

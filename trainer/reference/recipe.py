@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from benchmarks.puzzles import held_out, question
+from trainer.folder import write_json
 from trainer.reference import demonstrations, evaluate, labels, rollouts
 from trainer.reference.checkpoint import export, load_policy, load_prm, save_weights
 from trainer.reference.demonstrations import Mixture
@@ -24,7 +25,7 @@ from trainer.reference.learning import Learner, Schedule, learn
 from trainer.reference.losses import policy_loss, prm_loss
 from trainer.reference.model import Policy, Prm, Shape
 from trainer.reference.puzzles import solvable, training
-from trainer.reference.stages import Stages, opened, write_json
+from trainer.reference.stages import Stages, opened
 from trainer.reference.tokenizer import VOCABULARY, prompt
 from trainer.reference.workers import Ranks, Report, run
 

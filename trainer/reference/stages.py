@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from rich.progress import (
 )
 
 from trainer.errors import ConfigError
+from trainer.folder import write_json
 from trainer.reference.workers import Report
 
 RECIPE = "recipe.json"
@@ -72,10 +72,3 @@ def opened(folder: Path, recipe: dict[str, Any]) -> Iterator[Stages]:
     )
     with Progress(*columns) as progress:
         yield Stages(folder, progress)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(temporary, path)
