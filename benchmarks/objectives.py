@@ -40,8 +40,6 @@ from benchmarks.training import POLICY, drawn, search, stored
 from server.search import Vote
 from server.service import Outcome, Service
 from server.traces.schema import Trace
-from server.types import Status
-from trainer.gate import text_of
 from trainer.rows import Header, RowWriter, TokenRow, read_rows
 from trainer.score import Scoring
 from trainer.sequences import logged
@@ -113,14 +111,13 @@ async def asked(
 
 def share(puzzle: Puzzle, trace: Trace) -> float:
     """Of right answers among all that were sampled; one without an end is wrong."""
-    times = right = 0
-    for node in trace.nodes:
-        if node.status in (Status.TERMINAL, Status.TRUNCATED):
-            times += node.multiplicity
-            final = text_of(trace, node).rpartition("Answer: ")[2].strip()
-            ended = node.status == Status.TERMINAL
-            right += node.multiplicity * (ended and correct(puzzle, final))
-    return right / times if times else 0.0
+    ends = Tree(trace, "a benchmark").ends
+    right = [
+        end.record.multiplicity
+        for end in ends
+        if end.ended and correct(puzzle, end.text().rpartition("Answer: ")[2].strip())
+    ]
+    return sum(right) / sum(end.record.multiplicity for end in ends) if ends else 0.0
 
 
 def divergence(traces: Sequence[Trace], base: Path) -> float:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable
-from hashlib import md5
-from pathlib import Path
 
 from server.types import Message
+from trainer.held_out import GAME24 as LIST
+from trainer.held_out import draw as draw
 
-LIST = Path(__file__).parent / "data" / "game24.csv"
 Puzzle = tuple[int, ...]
 
 
@@ -17,12 +16,6 @@ def puzzles() -> list[Puzzle]:
     """All of the paper's list (Yao et al. 2023, arXiv:2305.10601), easiest first."""
     with LIST.open(newline="") as file:
         return [tuple(sorted(map(int, row["Puzzles"].split()))) for row in csv.DictReader(file)]
-
-
-def draw(puzzle: Puzzle) -> int:
-    """A number below 1000 that depends on the puzzle alone."""
-    text = " ".join(map(str, sorted(puzzle))) + ">24"
-    return int(md5(text.encode(), usedforsecurity=False).hexdigest(), 16) % 1000
 
 
 def held_out(count: int = 200) -> list[Puzzle]:

@@ -11,6 +11,7 @@ from server.reward.tools import Tools
 from server.reward.verifiers import AnyVerifier, VerifierJudge
 from server.types import Prompt
 from trainer.errors import DataError
+from trainer.node import Node
 from trainer.tree import Tree
 
 
@@ -40,10 +41,12 @@ class Grader:
         prompt = Prompt(tree.messages, tree.trace.prompt_ids)
         judge = VerifierJudge(self.verifier, self._tools, tree.profile.answer.pattern)
         try:
-            return self._runner.run(_verdicts(judge, prompt, tree))
+            found = self._runner.run(verdicts(judge, prompt, tree))
         except PonderError as error:
             raise DataError(f"{tree.where}: {self.verifier.kind}: {error.message}") from error
+        return {end.id: verdict for end, verdict in found.items()}
 
 
-async def _verdicts(judge: VerifierJudge, prompt: Prompt, tree: Tree) -> dict[int, float | None]:
-    return {end.id: await judge.verdict(prompt, end.text()) for end in tree.ends}
+async def verdicts(judge: VerifierJudge, prompt: Prompt, tree: Tree) -> dict[Node, float | None]:
+    """On each answer that was finished; one that ran out of tokens is wrong."""
+    return {e: await judge.verdict(prompt, e.text()) if e.ended else 0.0 for e in tree.ends}

@@ -99,9 +99,9 @@ class Game24(BaseModel):
 HeldOut = Annotated[Texts | Game24, Field(discriminator="kind")]
 
 
-def draw(numbers: Numbers) -> int:
-    """A number below 1000 that depends on the puzzle alone, its numbers in order."""
-    text = " ".join(map(str, numbers)) + ">24"
+def draw(numbers: Iterable[int]) -> int:
+    """A number below 1000 that depends on the puzzle alone, not on the order of its numbers."""
+    text = " ".join(map(str, sorted(numbers))) + ">24"
     return int(md5(text.encode(), usedforsecurity=False).hexdigest(), 16) % 1000
 
 

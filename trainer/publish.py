@@ -19,15 +19,14 @@ from safetensors import SafetensorError, safe_open
 
 from server.engine.checkpoint import ADAPTER as ADAPTER_CONFIG
 from server.engine.weights import fingerprint
-from server.published import Kind, Promoted
+from server.published import Kind
 from trainer.announce import announce
 from trainer.errors import ConfigError, DataError
-from trainer.gate import MEASURES, Gate, check, compare, served
+from trainer.folder import ADAPTER, MODEL, REPORT, SETTINGS
+from trainer.gate import Gate, report_on
+from trainer.passing import MEASURES, check
 from trainer.promotion import install, newest, promote, tell
 from trainer.settings import load
-
-# As `trainer.train` names what is in a run's folder.
-SETTINGS, REPORT, MODEL, ADAPTER = "settings.json", "report.json", "model", "adapter"
 
 
 def command(
@@ -124,30 +123,19 @@ def check_finite(source: Path) -> None:
 
 def gated(config: Path, gate: Gate, kind: Kind, source: Path, root: Path) -> dict[str, Any]:
     """The report of a candidate that stands. Raises `GateError`."""
-    serving = newest(root)
+    serving: dict[Kind, str] = {k: str(p.folder) for k, p in newest(root).items()}
     with Progress() as bar:
-        task = bar.add_task("gate", total=2 * len(gate.problems.read()))
-        report = asyncio.run(
-            _compared(config, gate, kind, source, serving, lambda: bar.advance(task))
-        )
+        task = bar.add_task("gate", total=None)
+
+        def told(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        report = asyncio.run(report_on(config, gate, kind, source, serving, root, told))
     for name in MEASURES[kind]:
         after, before = report["candidate"][name], report["serving"][name]
         typer.echo(f"{name}: {after:.3f}, and {before:.3f} of what serves")
     check(report, kind)
     return report
-
-
-async def _compared(
-    config: Path,
-    gate: Gate,
-    kind: Kind,
-    source: Path,
-    serving: Mapping[Kind, Promoted],
-    done: Any,
-) -> dict[str, Any]:
-    folders: dict[Kind, str] = {k: str(p.folder) for k, p in serving.items()}
-    async with served(config) as service:
-        return await compare(service, gate, kind, source, folders, done)
 
 
 def _json(file: Path) -> dict[str, Any]:

@@ -146,6 +146,16 @@ def test_outcomes_by_a_verifier(tmp_path: Path) -> None:
     assert [r.advantage[-1] for r in rows] == [1, -0.5, -0.5]
 
 
+def test_an_answer_that_ran_out_of_tokens_is_wrong(tmp_path: Path) -> None:
+    growing = Growing()
+    growing.add(0, "Answer: 1*2*3*4", outcome=None, status="truncated", finish_reason="length")
+    growing.add(0, "Answer: 4*3*2*1", outcome=None)
+    versions = VERSIONS.model_copy(update={"model_id": "ponder-reference"})
+    trace = growing.trace("a", prompt_messages=PUZZLE, versions=versions)
+    _, rows = compiled(tmp_path, trace, kind="grpo", verify={"kind": "countdown"})
+    assert [r.advantage[-1] for r in rows] == [-1, 1]
+
+
 def test_a_verifier_that_fails(tmp_path: Path) -> None:
     verify = {"kind": "http", "url": "http://127.0.0.1:1/"}
     with pytest.raises(DataError, match=r"x\.parquet, trace 'a': http: "):

@@ -1,38 +1,38 @@
-"""A candidate and what serves, measured behind the real service over fakes."""
+"""A candidate and what serves, measured behind the real API over fakes."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from server.config import HttpSettings, Settings
-from server.errors import BadRequest
-from server.reward import Models
+from benchmarks.puzzles import held_out, question
+from server.config import Settings
+from server.published import Kind
+from server.reward.verifiers import Regex
 from server.search import BestOfN
-from server.service import Service
-from tests.exchanging import FakeJudge, FakePolicy
+from tests.exchanging import Device, FakePolicy
 from tests.fakes import EOS, FakeStream
-from tests.serving import PROFILE
-from trainer.errors import DataError, GateError
-from trainer.gate import Gate, Judged, check, compare, divergence, measure
-from trainer.problems import Problem, Puzzles, Questions
+from tests.serving import PROFILE, asking, world
+from tests.trainer.test_loop_tasks import task
+from trainer.errors import ConfigError, DataError, GateError, ReloadError
+from trainer.gate import Gate, book, compare
+from trainer.held_out import Game24
+from trainer.loop.client import Client
+from trainer.loop.config import Measure
+from trainer.loop.measure import Measuring
+from trainer.loop.tasks import Grading
+from trainer.passing import check
+from trainer.problems import Puzzles, Questions
 from trainer.settings import load
 
-RIGHT = "Answer: 0"
-
-
-@dataclass
-class Exact:
-    """A verifier of one answer, in no process."""
-
-    def judge(self, models: Any) -> Exact:
-        return self
-
-    async def verdict(self, prompt: Any, text: str) -> float | None:
-        return float(text.endswith(RIGHT))
+TASKS = [task(f"t{n}", verify=Regex(kind="regex", pattern="0")) for n in range(12)]
+GATE = Gate(measure=Measure(samples=4, search=BestOfN(n=4), greedy=False))
+KEY = "the admin's"
 
 
 @dataclass
@@ -46,127 +46,120 @@ class Taught(FakePolicy):
         return stream
 
 
-EXACT: Any = Exact()
-PROBLEMS = [Problem.model_construct(question=f"Q{n}?", verify=EXACT) for n in range(12)]
-GATE = Gate(samples=4, strategy=BestOfN(n=4))
+@dataclass
+class Judge:
+    """A gate between a server and a folder of weights."""
+
+    folder: Path
+    client: Client
+    measuring: Measuring
+    asked: list[int] = field(default_factory=list)  # tasks measured anew, each time
+
+    async def on(self, candidate: str, serving: str | None = None) -> dict[str, Any]:
+        now: Mapping[Kind, str] = {} if serving is None else {"policy": str(self.folder / serving)}
+
+        def told(done: int, total: int) -> None:
+            if not self.asked or done <= self.asked[-1]:
+                self.asked.append(done)
+
+        path = self.folder / candidate
+        return await compare(self.client, GATE, "policy", path, now, self.measuring, TASKS, told)
 
 
-@dataclass(frozen=True)
-class Fixed:
-    def read(self) -> list[Problem]:
-        return PROBLEMS
+@pytest.fixture
+async def judge(tmp_path: Path) -> AsyncIterator[Judge]:
+    async with judging(tmp_path) as it:
+        yield it
 
 
-class Given(Gate):
-    """With problems that need no file."""
-
-    problems: Any = Fixed()
-    samples: int = 4
-    strategy: Any = BestOfN(n=4)
-
-    def model_dump(self, **how: Any) -> dict[str, Any]:
-        return {"tolerance": self.tolerance}
-
-
-def service(folder: Path) -> Service:
+@asynccontextmanager
+async def judging(folder: Path) -> AsyncIterator[Judge]:
     for name in ("v1", "wise", "dull", "bad"):
-        (folder / name).mkdir()
-    policy = Taught(pace=1e-5, home=folder / "v1")
-    prm = FakeJudge(delay=1e-4, version="p1")
-    prm.device.loaded = "p1"
-    settings = Settings(policy=HttpSettings(url="http://nowhere", model="fake"))
-    return Service(settings, Models(policy, PROFILE, prm))
+        (folder / name).mkdir(exist_ok=True)
+    engine = Taught(pace=1e-5, home=folder / "v1", device=Device("v1"))
+    parts = world(engine=engine, server={"admin_keys": [KEY]})
+    grading = Grading(PROFILE)
+    async with asking(parts, KEY) as ponder:
+        rows = Measuring(folder / "book" / "rows.jsonl", GATE.measure, grading)
+        yield Judge(folder, Client(ponder), rows)
+    await grading.close()
 
 
-async def test_the_figures_of_what_serves(tmp_path: Path) -> None:
-    it = service(tmp_path)
-    first = await measure(it, GATE, PROBLEMS)
-    assert first == await measure(it, GATE, PROBLEMS), "seeded"
-    assert first["versions"] == {"policy": "v1", "prm": "p1"}
-    assert 0 < first["pass_at_1"] < 0.7 and first["search_tokens"] > 0
-    found = first["divergence"]
-    assert found["answers"] >= 12 and 0 < found["gap"] < 1 and 0 < found["auc"] < 1
-    await it.weights.load({"policy": str(tmp_path / "wise")})
-    wise = await measure(it, GATE, PROBLEMS)
-    assert (wise["pass_at_1"], wise["search"]) == (1.0, 1.0)
-    assert wise["divergence"]["auc"] is None, "nothing was wrong"
-    assert wise["divergence"]["optimism"] < 0
-
-
-async def test_a_better_candidate_passes_and_a_worse_one_is_named(tmp_path: Path) -> None:
-    it = service(tmp_path)
-    report = await compare(it, Given(), "policy", tmp_path / "wise", {})
+async def test_a_better_candidate_passes_and_a_worse_one_is_named(judge: Judge) -> None:
+    report = await judge.on("wise")
     assert report["candidate"]["versions"]["policy"] == "wise"
     assert report["serving"]["versions"]["policy"] == "v1"
+    assert 0 < report["serving"]["pass_at_1"] < 0.7 and report["serving"]["search_tokens"] > 0
+    assert (report["candidate"]["pass_at_1"], report["candidate"]["search"]) == (1.0, 1.0)
     check(report, "policy")
-    dull = await compare(
-        it, Given(), "policy", tmp_path / "dull", {"policy": str(tmp_path / "wise")}
-    )
+    dull = await judge.on("dull", "wise")
     assert dull["serving"]["versions"]["policy"] == "wise"
     with pytest.raises(GateError, match=r"pass_at_1 is 0\.000, and 1\.000 .* \(tolerance 0\.02"):
         check(dull, "policy")
 
 
-async def test_one_that_no_server_would_take(tmp_path: Path) -> None:
-    it = service(tmp_path)
-    with pytest.raises(BadRequest, match="bad is bad"):
-        await compare(it, Given(), "policy", tmp_path / "bad", {})
+async def test_what_was_measured_once_is_not_measured_again(judge: Judge) -> None:
+    first = await judge.on("wise")
+    lines = judge.measuring.file.read_text().splitlines()
+    assert len(lines) == 2 * len(TASKS)
+    second = await judge.on("dull", "wise")
+    assert second["serving"] == first["candidate"]
+    assert len(judge.measuring.file.read_text().splitlines()) == 3 * len(TASKS)
 
 
-def report(after: dict[str, float], before: dict[str, float], tolerance: float) -> dict[str, Any]:
-    return {"candidate": after, "serving": before, "gate": {"tolerance": tolerance}}
+async def test_one_that_no_server_would_take(judge: Judge) -> None:
+    with pytest.raises(ReloadError, match="bad is bad"):
+        await judge.on("bad")
 
 
-def test_the_tolerance_and_what_a_prm_is_measured_by() -> None:
-    worse = {"pass_at_1": 0.1, "search": 0.69}, {"pass_at_1": 0.3, "search": 0.70}
-    check(report(*worse, tolerance=0.02), "prm")
-    with pytest.raises(GateError, match="pass_at_1"):
-        check(report(*worse, tolerance=0.02), "policy")
-    with pytest.raises(GateError, match="search"):
-        check(report(*worse, tolerance=0.005), "prm")
-    check(report(*worse, tolerance=0.2), "policy")
+def test_a_book_is_of_problems_seeds_searches_and_a_server(tmp_path: Path) -> None:
+    settings = {"policy": {"kind": "vllm", "model": "fake"}}
+    here = Settings.model_validate(settings)
+    there = Settings.model_validate({**settings, "server": {"port": 7777}})
+    warmer = Settings.model_validate({"policy": {**settings["policy"], "dtype": "float32"}})
+    found = book(tmp_path, GATE, TASKS, here)
+    assert found.parent.parent == tmp_path and found.parent.name.startswith(".")
+
+    def measured(**changes: Any) -> Gate:
+        return Gate(measure=GATE.measure.model_copy(update=changes), tolerance=0.5)
+
+    assert found == book(tmp_path, measured(at_once=1), TASKS, there)
+    others = [
+        book(tmp_path, measured(seed=1), TASKS, here),
+        book(tmp_path, measured(samples=5), TASKS, here),
+        book(tmp_path, measured(search=BestOfN(n=5)), TASKS, here),
+        book(tmp_path, GATE, TASKS[1:], here),
+        book(tmp_path, GATE, TASKS, warmer),
+    ]
+    assert len({found, *others}) == 1 + len(others)
 
 
-def test_divergence_by_hand() -> None:
-    answers = [Judged(0.9, 1.0, 1), Judged(0.8, 0.0, 1), Judged(0.2, 0.0, 3), Judged(None, 1.0, 1)]
-    found = divergence(answers)
-    assert found["answers"] == 3
-    assert found["gap"] == pytest.approx((0.1 + 0.8 + 0.2) / 3)
-    assert found["optimism"] == pytest.approx((-0.1 + 0.8 + 0.2) / 3)
-    assert found["auc"] == 1.0
-    nothing = {"answers": 0, "gap": None, "optimism": None, "auc": None}
-    assert divergence([]) == nothing
-
-
-def test_the_puzzles_are_those_that_are_held_out() -> None:
-    problems = Puzzles(count=30).read()
-    assert len({p.question for p in problems}) == 30
-    assert problems[0].question.startswith("Use ")
-    assert problems[0].verify.kind == "countdown"
+def test_the_puzzles_are_held_out_and_not_those_that_benchmarks_measure() -> None:
+    tasks = Puzzles(count=30).read()
+    asked = {t.messages[0].content for t in tasks}
+    assert len(asked) == 30
+    assert not asked & {question(p) for p in held_out()}
+    kept = Game24()
+    assert all(kept.keeps(map(int, t.id.split()[1:])) for t in tasks)
 
 
 def test_questions_of_a_file(tmp_path: Path) -> None:
     file = tmp_path / "q.jsonl"
+    asked = '"messages": [{"role": "user", "content": "1+1?"}]'
     file.write_text(
-        '{"question": "1+1?", "verify": {"kind": "math", "gold": "2"}}\n\n'
-        '{"question": "Use 1 1 to make 2.", "verify": {"kind": "countdown"}}\n'
+        f'{{"id": "a", {asked}, "verify": {{"kind": "math", "gold": "2"}}}}\n\n'
+        f'{{"id": "b", {asked}, "verify": {{"kind": "countdown"}}}}\n'
     )
-    assert [p.verify.kind for p in Questions(file=file).read()] == ["math", "countdown"]
+    assert [t.verify.kind for t in Questions(file=file).read()] == ["math", "countdown"]
     assert len(Questions(file=file, count=1).read()) == 1
-    for text, what in (
-        ("{", "q.jsonl:1: not JSON"),
-        ('{"question": "?"}', "q.jsonl:1: verify: Field required"),
-        ('{"question": "?", "verify": {"kind": "no"}}', "q.jsonl:1: verify"),
-        ("", "no problems"),
-    ):
-        file.write_text(text)
-        with pytest.raises(DataError, match=what.replace(".", r"\.")):
-            Questions(file=file).read()
+    with pytest.raises(ConfigError, match=r"problems\.count: 3; .* has 2"):
+        Questions(file=file, count=3).read()
     with pytest.raises(DataError, match=r"none\.jsonl"):
         Questions(file=tmp_path / "none.jsonl").read()
 
 
 def test_the_gates_settings() -> None:
-    words = ("tolerance=0.01", "problems.count=10", "strategy.kind=mcts", "strategy.simulations=4")
-    found = load(Gate, None, ("problems.kind=game24", *words))
-    assert found.tolerance == 0.01 and found.strategy.kind == "mcts"
+    words = ("tolerance=0.01", "problems.count=10", "measure.search.kind=mcts")
+    found = load(Gate, None, ("problems.kind=game24", *words, "measure.samples=2"))
+    assert found.tolerance == 0.01 and found.measure.samples == 2
+    assert found.measure.search.kind == "mcts"

@@ -19,7 +19,7 @@ from server.engine.tokenizer import HFTokenizer
 from server.engine.weights import fingerprint
 from server.errors import PonderError
 from server.published import STABLE, manifest_of, promoted, verify
-from trainer import publish, train
+from trainer import publish
 from trainer.__main__ import app
 from trainer.errors import ConfigError, DataError, ReloadError, TrainerError
 from trainer.promotion import find, newest, promote, tell
@@ -107,11 +107,6 @@ def test_a_run_tells_what_it_was_trained_on(model: Path, tmp_path: Path) -> None
     assert manifest.rows == {"kind": "tokens", "rows": 7}
     assert manifest.config == {"model": str(model), "seed": 3}
     assert version == fingerprint(str(model))
-
-
-def test_the_names_in_a_runs_folder_are_those_of_train() -> None:
-    for name in ("SETTINGS", "REPORT", "MODEL", "ADAPTER"):
-        assert getattr(publish, name) == getattr(train, name)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
@@ -16,14 +17,13 @@ from statistics import fmean, stdev
 from typing import Any
 
 from server.search import Vote
-from server.types import Status
 from trainer.errors import DataError
-from trainer.gate import Judged, divergence
 from trainer.loop.client import Client
 from trainer.loop.config import Measure
 from trainer.loop.search import Progress, together
 from trainer.loop.tasks import Grading, Task
 from trainer.node import Node
+from trainer.passing import Judged, divergence
 from trainer.tree import Tree
 
 Row = dict[str, Any]  # what is known of a task
@@ -70,7 +70,7 @@ class Measuring:
         except ValueError as error:
             raise DataError(f"{self.file}: not rows of figures: {error}") from error
         if torn:
-            self.file.write_bytes(whole + b"\n" if whole else b"")
+            os.truncate(self.file, self.file.stat().st_size - len(torn))
         return {row["id"]: row for row in rows if row["versions"] == versions}
 
     async def _row(self, client: Client, place: int, task: Task) -> Row:
@@ -142,5 +142,4 @@ def _times(end: Node, found: Verdicts) -> list[float]:
 
 
 def _right(end: Node, found: Verdicts) -> float:
-    """An answer that ran out of tokens is wrong."""
-    return (found.get(end) or 0.0) if end.record.status == Status.TERMINAL else 0.0
+    return found.get(end) or 0.0

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from server.published import KINDS, Kind
-from trainer.gate import PASS
 from trainer.loop.schedule import phase
 from trainer.loop.state import Record
+from trainer.passing import PASS
 
 BASE, GATE = "0/base", "0/gate"
 

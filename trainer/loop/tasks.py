@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from server.errors import PonderError
 from server.profiles import Profile, choose
@@ -16,10 +17,12 @@ from server.reward.verifiers import AnyVerifier, VerifierJudge
 from server.traces.schema import Trace
 from server.types import Message, Prompt
 from trainer.errors import DataError
+from trainer.grade import verdicts
 from trainer.loop.config import TaskFiles
 from trainer.node import Node
-from trainer.problems import parsed
 from trainer.tree import Tree
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class Turn(BaseModel):
@@ -84,6 +87,19 @@ def read_tasks(file: Path) -> list[Task]:
     return tasks
 
 
+def parsed(model: type[Model], line: str, where: str) -> Model:
+    """A line of JSON. Raises `DataError` with `where` and the field."""
+    try:
+        # By its JSON form, strictly: a list for a tuple, but no "1" for a 1.
+        return model.model_validate_json(json.dumps(json.loads(line)), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise DataError(f"{where}: {place}: {first['msg']}") from None
+    except ValueError as error:
+        raise DataError(f"{where}: not JSON: {error}") from None
+
+
 def write_tasks(file: Path, tasks: Iterable[Task]) -> None:
     partial = file.with_name(f".{file.name}.tmp")
     partial.write_text("".join(t.model_dump_json(exclude_unset=True) + "\n" for t in tasks))
@@ -124,10 +140,9 @@ class Grading:
         tree = Tree(trace, f"task {task.id!r}", None, profile)
         judge = VerifierJudge(task.verify, self._tools, profile.answer.pattern)
         try:
-            found = {end: await judge.verdict(task.prompt, end.text()) for end in tree.ends}
+            return tree, await verdicts(judge, task.prompt, tree)
         except PonderError as error:
             raise DataError(f"task {task.id!r}: {error.message}") from error
-        return tree, found
 
     async def labelled(self, task: Task, trace: Trace) -> Trace:
         """The trace as the compiler is to see it: with its problem and every verdict."""

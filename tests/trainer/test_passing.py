@@ -1,0 +1,35 @@
+"""What makes a candidate pass: its figures beside those of what serves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from trainer.errors import GateError
+from trainer.passing import Judged, check, divergence
+
+
+def report(after: dict[str, float], before: dict[str, float], tolerance: float) -> dict[str, Any]:
+    return {"candidate": after, "serving": before, "gate": {"tolerance": tolerance}}
+
+
+def test_the_tolerance_and_what_a_prm_is_measured_by() -> None:
+    worse = {"pass_at_1": 0.1, "search": 0.69}, {"pass_at_1": 0.3, "search": 0.70}
+    check(report(*worse, tolerance=0.02), "prm")
+    with pytest.raises(GateError, match="pass_at_1"):
+        check(report(*worse, tolerance=0.02), "policy")
+    with pytest.raises(GateError, match="search"):
+        check(report(*worse, tolerance=0.005), "prm")
+    check(report(*worse, tolerance=0.2), "policy")
+
+
+def test_divergence_by_hand() -> None:
+    answers = [Judged(0.9, 1.0, 1), Judged(0.8, 0.0, 1), Judged(0.2, 0.0, 3), Judged(None, 1.0, 1)]
+    found = divergence(answers)
+    assert found["answers"] == 3
+    assert found["gap"] == pytest.approx((0.1 + 0.8 + 0.2) / 3)
+    assert found["optimism"] == pytest.approx((-0.1 + 0.8 + 0.2) / 3)
+    assert found["auc"] == 1.0
+    nothing = {"answers": 0, "gap": None, "optimism": None, "auc": None}
+    assert divergence([]) == nothing

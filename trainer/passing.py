@@ -1,0 +1,60 @@
+"""What a candidate has to stand beside what serves: figures, and by how much they may be worse.
+
+How far the PRM's word is from the verifier's on the answers that the search finished is reported
+with both: a search that finds what its PRM overrates shows there first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from server.published import Kind
+from trainer.errors import GateError
+
+PASS, SEARCH = "pass_at_1", "search"
+MEASURES: dict[Kind, tuple[str, ...]] = {"policy": (PASS, SEARCH), "prm": (SEARCH,)}
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A finished answer of a search: what the PRM says of it, and the verifier."""
+
+    score: float | None
+    right: float
+    times: int
+
+
+def divergence(answers: Sequence[Judged]) -> dict[str, float | int | None]:
+    """How far scores are from verdicts, over the answers that have both.
+
+    `gap` is mean |score - verdict|; `optimism` mean(score - verdict), above 0 where the PRM
+    overrates; `auc` the share of pairs of a right and a wrong answer that it puts in order.
+    """
+    known = [(a.score, a.right) for a in answers if a.score is not None]
+    right = [s for s, verdict in known if verdict >= 1]
+    wrong = [s for s, verdict in known if verdict < 1]
+    pairs = len(right) * len(wrong)
+    ahead = sum((r > w) + 0.5 * (r == w) for r in right for w in wrong)
+    return {
+        "answers": len(known),
+        "gap": fmean(abs(s - v) for s, v in known) if known else None,
+        "optimism": fmean(s - v for s, v in known) if known else None,
+        "auc": ahead / pairs if pairs else None,
+    }
+
+
+def check(report: Mapping[str, Any], kind: Kind) -> None:
+    """Raises `GateError` if the candidate is worse than what serves, beyond the tolerance."""
+    after, before = report["candidate"], report["serving"]
+    tolerance = report["gate"]["tolerance"]
+    worse = [
+        f"{name} is {after[name]:.3f}, and {before[name]:.3f} of what serves"
+        for name in MEASURES[kind]
+        if after[name] < before[name] - tolerance
+    ]
+    if worse:
+        said = "; ".join(worse)
+        raise GateError(f"this {kind} is not promoted: {said} (tolerance {tolerance:g})")
