@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ponder_client import AsyncPonder, Patience
 
-from server import asking
 from tests.scripted import Scripted, document, free_port, refusal, serving
 from tests.trainer import tiny
 from trainer import weights
-from trainer.errors import DataError, ServerError, TrainingError
+from trainer.errors import ConfigError, DataError, ServerError, TrainingError
 from trainer.loop.children import Children
 from trainer.loop.client import Client
 from trainer.loop.config import Learning
@@ -21,6 +21,8 @@ from trainer.loop.learn import BESIDE, ROWS, Learner, head_of
 from trainer.loop.server import flat, ponder_serve
 from trainer.objectives.expert_iteration import ExpertIteration
 from trainer.rows import TokenRow, read_header, read_rows
+
+QUICK = Patience(first=0.001)
 
 
 def learner(folder: Path, **how: Any) -> Learner:
@@ -46,6 +48,9 @@ async def test_each_round_has_other_demonstrations(tmp_path: Path) -> None:
 
 
 async def test_demonstrations_that_there_are_not(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"demonstrations: 31; .* has 30 rows"):
+        (tmp_path / "more").mkdir()
+        await learner(tmp_path / "more", demonstrations=31).mix(demonstrations(tmp_path), 0)
     with pytest.raises(DataError, match=r"tasks\.demonstrations"):
         await learner(tmp_path, demonstrations=10).mix(None, 0)
 
@@ -112,22 +117,22 @@ def test_settings_of_a_server_may_be_nested() -> None:
 async def test_a_busy_server_is_asked_again() -> None:
     upstream = Scripted()
     upstream.will(refusal(503, "busy"), refusal(429, "full"), document({"trace_id": "t"}))
-    async with serving(upstream) as url, asking.client(url, None) as http:
+    async with serving(upstream) as url, AsyncPonder(url, patience=QUICK) as ponder:
         with pytest.raises(ServerError, match="/v1/traces/t: 404: "):
-            await Client(http, pause=0.001).search({"seed": 1})
+            await Client(ponder).search({"seed": 1})
     assert upstream.requests == [{"path": "/v1/reason", "seed": 1}] * 3
 
 
 async def test_what_is_refused_is_not_asked_again() -> None:
     upstream = Scripted()
     upstream.will(refusal(403, "not you"))
-    async with serving(upstream) as url, asking.client(url, None) as http:
+    async with serving(upstream) as url, AsyncPonder(url, patience=QUICK) as ponder:
         with pytest.raises(ServerError, match="403: "):
-            await Client(http, pause=0.001).search({})
+            await Client(ponder).search({})
     assert len(upstream.requests) == 1
 
 
 async def test_a_server_that_is_gone_is_given_up_at_last() -> None:
-    async with asking.client(f"http://127.0.0.1:{free_port()}", None) as http:
+    async with AsyncPonder(f"http://127.0.0.1:{free_port()}", patience=QUICK) as ponder:
         with pytest.raises(ServerError, match="ConnectError"):
-            await Client(http, pause=0.001).serving()
+            await Client(ponder).serving()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from server.engine.checkpoint import Checkpoint
+from server.engine.weights import fingerprint
 from server.published import promoted
 from server.reward.verifiers import Regex
 from server.search import BestOfN
@@ -20,9 +22,11 @@ from tests.exchanging import Device, FakePolicy
 from tests.fakes import EOS, FakeStream
 from tests.serving import PROFILE, serving, world
 from tests.trainer.test_loop_tasks import task
+from trainer.errors import ConfigError
+from trainer.folder import MODEL, REPORT, SETTINGS
 from trainer.loop import figures
 from trainer.loop.children import Children
-from trainer.loop.config import Gate, Learning, Loop, Measure, Serve, TaskFiles
+from trainer.loop.config import Gate, Learning, Loop, Measure, Run, Serve, TaskFiles
 from trainer.loop.learn import Learner
 from trainer.loop.rounds import Rounds
 from trainer.loop.search import Progress
@@ -30,8 +34,8 @@ from trainer.loop.server import Server
 from trainer.loop.state import Record, State
 from trainer.loop.tasks import Grading, write_tasks
 from trainer.objectives.expert_iteration import ExpertIteration
+from trainer.objectives.labels import Labels
 from trainer.objectives.reinforce import Reinforce
-from trainer.publish import MODEL, REPORT, SETTINGS
 
 KEY = "the admin's"
 RIGHT = Regex(kind="regex", pattern="0")
@@ -40,7 +44,10 @@ SKILL = "skill.json"  # how many of ten answers are right, beside the weights
 
 @dataclass
 class Skilled(FakePolicy):
-    """As good as the folder that it serves says."""
+    """As good as the folder that it serves says; a version is named by its content."""
+
+    async def look_over(self, folder: Path) -> Checkpoint:
+        return replace(await super().look_over(folder), version=fingerprint(str(folder)))
 
     def stream(self, *args: Any, **options: Any) -> FakeStream:
         stream = super().stream(*args, **options)
@@ -73,15 +80,20 @@ class Drilled(Rounds):
     skills: tuple[int, ...] = ()
     trained: list[tuple[int, str, str]] = field(default_factory=list)
 
-    async def _train(self, learner: Learner, kind: Any, number: int) -> Record:
-        begin = self._standing.base(kind) if learner.how.begin == "base" else "serving"
-        self.trained.append((number, learner.how.objective.kind, Path(begin).name))
+    async def _run(self, learner: Learner, begin: str, like: str = "") -> Record:
+        number, what = int(learner.folder.parent.name[-2:]), learner.how.objective.kind
+        self.trained.append((number, what, Path(begin).name))
         run = learner.folder / "run"
         if not run.exists():
             weights(run / MODEL, self.skills[number - 1])
             (run / SETTINGS).write_text(json.dumps({"model": begin}))
             (run / REPORT).write_text(json.dumps({"steps": 1, "log": []}))
-        return {"folder": str(run), "objective": learner.how.objective.kind}
+        return {"folder": str(run), "objective": what}
+
+    async def _compile(self, learner: Learner, number: int) -> Record:
+        # The fakes' ids are of no tokenizer that has labels.
+        labels = learner.how.objective.kind == "labels"
+        return {"rows": 0} if labels else await super()._compile(learner, number)
 
 
 def loop_of(folder: Path, **changes: Any) -> Loop:
@@ -160,7 +172,7 @@ async def test_each_round_that_is_better_is_promoted(tmp_path: Path) -> None:
     assert shares == sorted(shares) and shares[0] < 0.5 < 0.8 < shares[-1]
     versions = [stages[f"{n}/evaluation"]["versions"]["policy"] for n in range(4)]
     published = [p.version for p in promoted(tmp_path / "out" / "weights", "policy")]
-    assert versions == ["v1", *published] and len(set(versions)) == 4
+    assert versions[1:] == published and len(set(versions)) == 4
     assert {kind for _, kind, _ in rounds.trained} == {"expert_iteration"}
     assert {begin for *_, begin in rounds.trained} == {"v1"}, "each round anew from the base"
     # What a round searches with is what the one before it published.
@@ -183,7 +195,7 @@ async def test_what_is_worse_is_refused_and_what_served_goes_on(tmp_path: Path) 
         stages["3/publish-policy"]["version"],
     ]
     # The round that was refused gained nothing: the next one learns in another way.
-    assert rounds.trained[-1] == (3, "reinforce", "serving")
+    assert rounds.trained[-1] == (3, "reinforce", first)
 
 
 async def test_a_plateau_is_the_end_of_a_phase(tmp_path: Path) -> None:
@@ -193,6 +205,32 @@ async def test_a_plateau_is_the_end_of_a_phase(tmp_path: Path) -> None:
         "expert_iteration",
         "reinforce",
     ]
+
+
+async def test_labels_are_learned_by_what_was_trained_and_before_the_gate(tmp_path: Path) -> None:
+    labels = Run(objective=Labels(model="unused"))
+    stages, rounds = await ran(loop_of(tmp_path, rounds=1, labels=labels), (8,))
+    assert rounds.trained == [(1, "expert_iteration", "v1"), (1, "labels", MODEL)]
+    names = [name for name in stages if name.startswith("1/")]
+    assert names[3:6] == ["1/compile-labels", "1/train-labels", "1/gate-policy"]
+    folder = Path(stages["1/publish-policy"]["folder"])
+    run = Path(stages["1/train-labels"]["folder"])
+    assert json.loads((folder / "manifest.json").read_text())["config"]["model"].endswith(MODEL)
+    assert run.parent.name == "labels"
+
+
+async def test_the_same_weights_are_measured_once(tmp_path: Path) -> None:
+    stages, _ = await ran(loop_of(tmp_path, rounds=2), (8, 1))
+    assert not stages["2/gate-policy"]["accepted"]
+    again, before = stages["2/evaluation"], stages["1/evaluation"]
+    assert {**again, "seconds": 0} == {**before, "seconds": 0}
+    rows = (tmp_path / "out" / "evaluation.jsonl").read_text().splitlines()
+    assert len(rows) == 2 * 5, "of the base, and of what round 1 came to"
+
+
+async def test_more_tasks_a_round_than_there_are_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="per_round: 13; there are 12 tasks"):
+        await ran(loop_of(tmp_path, per_round=13), (8,))
 
 
 async def test_without_a_gate_everything_is_promoted(tmp_path: Path) -> None:

@@ -47,6 +47,8 @@ def test_the_shipped_loop_is_read() -> None:
         ("prm.demonstrations=3", "prm_soft makes no rows of tokens"),
         ("policy=[{objective: {kind: sft}, begin: policy}]", "policy is for a PRM"),
         ("policy=[]", "policy: "),
+        ("labels.objective={kind: sft}", "labels: objective: sft; allowed: labels"),
+        ("labels.begin=base", "labels.begin: Extra inputs"),
         ("serve={url: http://h, config: c}", "either config or url"),
         ("serve={url: http://h}", "gate.config"),
         ("serve={}", "either config or url"),

@@ -5,21 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from server.api.reason_schema import ReasonRequest
 from server.search import MCTS, Strategy
-from trainer.config import TrainConfig
+from trainer.config import Frozen, TrainConfig
 from trainer.held_out import Game24 as KeptOut
 from trainer.held_out import HeldOut
 from trainer.objectives import AnyObjective
 from trainer.profiles import named
 
 GIVEN = ("model", "rows", "output")  # of a training run, by the loop
-
-
-class Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Serve(Frozen):
@@ -111,18 +107,12 @@ class Gate(Frozen):
     )
 
 
-class Learning(Frozen):
-    """How a model learns from a round's traces."""
+class Run(Frozen):
+    """A training run on a round's traces."""
 
     objective: AnyObjective
     train: dict[str, Any] = Field({}, description=f"as of `train`, but {', '.join(GIVEN)}")
-    begin: Literal["base", "serving", "policy"] = Field(
-        "base",
-        description="base: what served first, each round anew (ReST-EM, arXiv 2312.06585); "
-        "policy: of a PRM, the policy that serves, with a new head",
-    )
     rounds: int = Field(1, ge=1, description="of whose traces it learns, the last ones")
-    demonstrations: int = Field(0, ge=0, description="rows of them beside, others each round")
     launch: tuple[str, ...] = Field((), description="such as torchrun --nproc-per-node 2")
 
     @field_validator("train")
@@ -137,6 +127,17 @@ class Learning(Frozen):
             place = ".".join(map(str, first["loc"]))
             raise ValueError(f"{place}: {first['msg']}") from None
         return train
+
+
+class Learning(Run):
+    """How a model learns from a round's traces."""
+
+    begin: Literal["base", "serving", "policy"] = Field(
+        "base",
+        description="base: what served first, each round anew (ReST-EM, arXiv 2312.06585); "
+        "policy: of a PRM, the policy that serves, with a new head",
+    )
+    demonstrations: int = Field(0, ge=0, description="rows of them beside, others each round")
 
     @model_validator(mode="after")
     def _mixes(self) -> Self:
@@ -153,7 +154,9 @@ class Loop(Frozen):
     seed: int = Field(0, ge=0, le=1 << 30)
     serve: Serve
     tasks: Tasks = Game24()
-    per_round: int = Field(300, ge=1, description="training tasks, others each round")
+    per_round: int = Field(
+        300, ge=1, description="training tasks, others each round; at most as many as there are"
+    )
     searches: tuple[Asked, ...] = Field(min_length=1, description="of each of them")
     at_once: int = Field(16, ge=1, description="tasks at a time")
     also: tuple[str, ...] = Field((), description="further traces, as `compile` takes them")
@@ -164,6 +167,9 @@ class Loop(Frozen):
     )
     plateau: float = Field(
         1.0, ge=0, le=100, description="points of pass@1 that a round has to gain to go on so"
+    )
+    labels: Run | None = Field(
+        None, description="of the policy's label tokens, after each of its trainings"
     )
     prm: Learning | None = Field(None, description="refreshed each round from the same traces")
     gate: Gate | None = Gate()
@@ -184,6 +190,8 @@ class Loop(Frozen):
                 raise ValueError(f"policy: {phase.objective.kind} makes rows for a reward model")
             if phase.begin == "policy":
                 raise ValueError("policy: begin: base or serving; policy is for a PRM")
+        if self.labels is not None and self.labels.objective.kind != "labels":
+            raise ValueError(f"labels: objective: {self.labels.objective.kind}; allowed: labels")
         if self.prm is not None and self.prm.objective.makes != "scores":
             raise ValueError(f"prm: {self.prm.objective.kind} makes no rows for a reward model")
         if self.serve.url is not None and self.gate is not None and self.gate.config is None:

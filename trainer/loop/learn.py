@@ -12,16 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from trainer.compile import Compile, Compiler
-from trainer.errors import DataError, TrainingError
+from trainer.errors import ConfigError, DataError, TrainingError
+from trainer.folder import MODEL, REPORT, write_json
 from trainer.held_out import HeldOut
 from trainer.loop.children import Children, size, tail
-from trainer.loop.config import Learning
+from trainer.loop.config import Learning, Run
 from trainer.loop.schedule import portion
-from trainer.loop.state import write_json
 from trainer.rows import read_header, read_rows, write_rows
 from trainer.weights import config_of
 
-MODEL, REPORT = "model", "report.json"  # as `trainer.train` names them
 SHOWN = 2000  # characters of a log
 ROWS, BESIDE, CONFIG, LOG = "rows.parquet", "demonstrations.parquet", "train.json", "train.log"
 
@@ -31,7 +30,7 @@ class Learner:
     """One model of one round, in a folder of its own."""
 
     folder: Path
-    how: Learning
+    how: Run
     children: Children
     seed: int
 
@@ -52,27 +51,29 @@ class Learner:
 
     async def mix(self, demonstrations: Path | None, turn: int) -> dict[str, Any]:
         """Others of the demonstrations than the turn before had."""
-        if not self.how.demonstrations:
+        wanted = self.how.demonstrations if isinstance(self.how, Learning) else 0
+        if not wanted:
             return {"rows": 0}
         if demonstrations is None:
             raise DataError("demonstrations: the tasks come with none; set tasks.demonstrations")
-        count = await asyncio.to_thread(self._mix, demonstrations, turn)
-        return {"rows": count}
+        await asyncio.to_thread(self._mix, demonstrations, wanted, turn)
+        return {"rows": wanted}
 
-    def _mix(self, demonstrations: Path, turn: int) -> int:
+    def _mix(self, demonstrations: Path, wanted: int, turn: int) -> None:
         header = read_header(demonstrations)
         if header.kind != "tokens":
             raise DataError(f"{demonstrations}: rows of {header.kind}; demonstrations are tokens")
         size = sum(1 for _ in read_rows(demonstrations))
-        places = set(portion(size, self.how.demonstrations, turn, self.seed))
+        if wanted > size:
+            raise ConfigError(f"demonstrations: {wanted}; {demonstrations} has {size} rows")
+        places = set(portion(size, wanted, turn, self.seed))
         rows = (row for n, row in enumerate(read_rows(demonstrations)) if n in places)
         write_rows(self.folder / BESIDE, header, rows)
-        return len(places)
 
     async def train(self, begin: str, like: str) -> dict[str, Any]:
         """From the model `begin`; a reward model gets the head that `like` has, unless the settings
         ask for another. Raises `TrainingError` with what the process said last."""
-        files = [self.folder / ROWS] + [self.folder / BESIDE] * bool(self.how.demonstrations)
+        files = [f for f in (self.folder / ROWS, self.folder / BESIDE) if f.exists()]
         output = self.folder / "run"
         settings = {
             "seed": self.seed,

@@ -2,6 +2,7 @@
 
     base      what serves first: its versions, and its figures
     N/search  N/compile-policy N/train-policy N/gate-policy N/publish-policy
+              (N/compile-labels N/train-labels before the gate)
               N/compile-prm    N/train-prm    N/gate-prm    N/publish-prm    N/evaluation
 
 A stage that is on record is skipped; one that was broken off goes on with the traces, rows of
@@ -20,12 +21,11 @@ from typing import Any
 
 from server.published import Kind
 from trainer.errors import ConfigError, GateError
-from trainer.gate import check
 from trainer.held_out import HeldOut, Texts
 from trainer.loop import figures
 from trainer.loop.children import Children
 from trainer.loop.client import Client, connected
-from trainer.loop.config import Learning, Loop, Measure, TaskFiles
+from trainer.loop.config import Learning, Loop, Measure, Run, TaskFiles
 from trainer.loop.learn import Learner
 from trainer.loop.measure import Measuring
 from trainer.loop.schedule import chosen
@@ -34,6 +34,7 @@ from trainer.loop.server import Server, ponder_serve
 from trainer.loop.standing import BASE, GATE, Standing
 from trainer.loop.state import Record, State
 from trainer.loop.tasks import Grading, Task, TaskSets
+from trainer.passing import check
 from trainer.publish import check_finite, described, publish
 from trainer.reference.tasks import write as write_game24
 
@@ -54,6 +55,8 @@ class Rounds:
     async def run(self) -> None:
         await self._stage(BASE, self._base)
         self.tasks = TaskSets.read(self._files())
+        if self.settings.per_round > (there := len(self.tasks.train)):
+            raise ConfigError(f"per_round: {self.settings.per_round}; there are {there} tasks")
         await self.grading.ready((*self.tasks.train, *self.tasks.held_out, *self.tasks.gate))
         if self.settings.gate:
             await self._stage(GATE, partial(self._measure, "0", "gate"))
@@ -75,19 +78,27 @@ class Rounds:
             self.say(problem)
 
     async def _learn(self, number: int, kind: Kind, how: Learning) -> None:
-        at = f"{number}/{{}}-{kind}"
-        learner = Learner(
-            self._folder(number) / kind, how, self.children, self.settings.seed + number
-        )
+        at, learner = f"{number}/{{}}-{kind}", self._learner(number, kind, how)
         await self._stage(at.format("compile"), partial(self._compile, learner, number))
         trained = await self._stage(at.format("train"), partial(self._train, learner, kind, number))
-        verdict = await self._stage(
-            at.format("gate"), partial(self._gate, number, kind, Path(trained["folder"]))
-        )
+        if kind == "policy" and self.settings.labels is not None:
+            trained = await self._label(number, self.settings.labels, Path(trained["folder"]))
+        run = Path(trained["folder"])
+        verdict = await self._stage(at.format("gate"), partial(self._gate, number, kind, run))
         if verdict["accepted"]:
-            await self._stage(
-                at.format("publish"), partial(self._publish, kind, Path(trained["folder"]), verdict)
-            )
+            await self._stage(at.format("publish"), partial(self._publish, kind, run, verdict))
+
+    async def _label(self, number: int, how: Run, run: Path) -> Record:
+        """The policy that was trained says again how good its steps are: what it learned is not
+        what its labels were learned of."""
+        learner = self._learner(number, "labels", how)
+        await self._stage(f"{number}/compile-labels", partial(self._compile, learner, number))
+        begin = str(described(run)[0])
+        return await self._stage(f"{number}/train-labels", partial(self._run, learner, begin))
+
+    def _learner(self, number: int, name: str, how: Run) -> Learner:
+        folder = self._folder(number) / name
+        return Learner(folder, how, self.children, self.settings.seed + number)
 
     async def _stage(self, name: str, work: Callable[[], Any]) -> Record:
         if (known := self.state.get(name)) is not None:
@@ -132,14 +143,16 @@ class Rounds:
         return {**report, "demonstrations": mixed["rows"]}
 
     async def _train(self, learner: Learner, kind: Kind, number: int) -> Record:
-        await self.server.rest()
-        standing = self._standing
-        source: Kind = "policy" if learner.how.begin == "policy" else kind
-        begin = standing.base(kind) if learner.how.begin == "base" else standing.now()[source]
-        objective = learner.how.objective.kind
-        like = standing.now()[kind]
-        told: Record = {"objective": objective, **await learner.train(begin, like)}
+        standing, how = self._standing, learner.how
+        assert isinstance(how, Learning)
+        source: Kind = "policy" if how.begin == "policy" else kind
+        begin = standing.base(kind) if how.begin == "base" else standing.now()[source]
+        told = await self._run(learner, begin, standing.now()[kind])
         return {"phase": self._phase(number), **told} if kind == "policy" else told
+
+    async def _run(self, learner: Learner, begin: str, like: str = "") -> Record:
+        await self.server.rest()
+        return {"objective": learner.how.objective.kind, **await learner.train(begin, like)}
 
     async def _gate(self, number: int, kind: Kind, run: Path) -> Record:
         source, _ = described(run)
@@ -183,7 +196,8 @@ class Rounds:
     async def _measured(
         self, client: Client, number: str, what: str, plan: Measure, tasks: Sequence[Task]
     ) -> Record:
-        file = self._folder(int(number)) / f"{what}.jsonl"
+        # One book for all rounds: the same weights are not measured twice.
+        file = self.state.folder / f"{what.partition('-')[0]}.jsonl"
         measuring = Measuring(file, plan, self.grading)
         return await measuring.run(client, tasks, self.bar(f"{number}/{what}"))
 

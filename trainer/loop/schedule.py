@@ -27,8 +27,7 @@ def phase(figures: Sequence[float], plateau: float, phases: int) -> int:
 
 def chosen(tasks: Sequence[T], count: int, turn: int, seed: int) -> list[T]:
     """So many for the `turn`th time, from 0 on: shuffled, and dealt out as often as whole turns can
-    be made of them before they are shuffled again."""
-    count = min(count, len(tasks))
+    be made of them before they are shuffled again; `count` at most as many as there are."""
     again, at = divmod(turn, len(tasks) // count)
     order = Random(f"{seed} {again}").sample(range(len(tasks)), len(tasks))
     return [tasks[n] for n in order[at * count : (at + 1) * count]]
