@@ -1,0 +1,88 @@
+{{/* One run: every step but the last is an init container, so that one follows the other. */}}
+
+{{- define "ponder.trainerJob" -}}
+backoffLimit: {{ .values.backoffLimit | int }}
+activeDeadlineSeconds: {{ .values.activeDeadlineSeconds | int }}
+ttlSecondsAfterFinished: {{ .values.ttlSecondsAfterFinished | int }}
+template:
+  metadata:
+    labels:
+      {{- include "ponder.podLabels" . | nindent 6 }}
+    {{- with .values.podAnnotations }}
+    annotations:
+      {{- toYaml . | nindent 6 }}
+    {{- end }}
+  spec:
+    restartPolicy: Never
+    {{- include "ponder.pod" . | nindent 4 }}
+    {{- $part := . }}
+    {{- with initial .values.steps }}
+    initContainers:
+      {{- range . }}
+      {{- include "ponder.trainerStep" (dict "part" $part "step" .) | nindent 6 }}
+      {{- end }}
+    {{- end }}
+    containers:
+      {{- include "ponder.trainerStep" (dict "part" . "step" (last .values.steps)) | nindent 6 }}
+    volumes:
+      {{- include "ponder.tmp" . | nindent 6 }}
+      {{- include "ponder.shm" (dict "size" .values.shmSize) | nindent 6 }}
+      - name: work
+        emptyDir: {sizeLimit: {{ .values.workSize }}}
+      - name: config
+        configMap:
+          name: {{ include "ponder.name" . }}
+      {{- include "ponder.settingsVolumes" .root | nindent 6 }}
+      {{- include "ponder.claimVolume" (dict "root" .root "name" "traces" "readOnly" true) | nindent 6 }}
+      {{- include "ponder.claimVolume" (dict "root" .root "name" "weights") | nindent 6 }}
+      {{- if .root.Values.models.persistence.enabled }}
+      {{- include "ponder.claimVolume" (dict "root" .root "name" "models" "readOnly" .root.Values.models.persistence.readOnly) | nindent 6 }}
+      {{- end }}
+      {{- with .values.extraVolumes }}
+      {{- toYaml . | nindent 6 }}
+      {{- end }}
+{{- end -}}
+
+{{- define "ponder.trainerStep" -}}
+{{- $part := .part -}}
+{{- $root := $part.root -}}
+- name: {{ .step.name }}
+  {{- include "ponder.container" $part | nindent 2 }}
+  command: [python3, -m, trainer]
+  args:
+    {{- range .step.args }}
+    - {{ . | quote }}
+    {{- end }}
+  env:
+    - {name: HOME, value: /work/home}
+    - {name: USER, value: ponder}
+    - {name: HF_HOME, value: {{ ternary "/models/hub" "/work/hub" $root.Values.models.persistence.enabled }}}
+    - {name: TORCHINDUCTOR_CACHE_DIR, value: /work/inductor}
+    - {name: TRITON_CACHE_DIR, value: /work/triton}
+    {{- if $root.Values.models.hub.offline }}
+    - {name: HF_HUB_OFFLINE, value: "1"}
+    {{- end }}
+    {{- with include "ponder.hubEnv" $root | trim }}
+    {{- . | nindent 4 }}
+    {{- end }}
+    {{- with include "ponder.redisEnv" $root | trim }}
+    {{- . | nindent 4 }}
+    {{- end }}
+    {{- with $part.values.extraEnv }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+  volumeMounts:
+    - {name: tmp, mountPath: /tmp}
+    - {name: shm, mountPath: /dev/shm}
+    - {name: work, mountPath: /work}
+    - {name: settings, mountPath: /etc/ponder, readOnly: true}
+    - {name: config, mountPath: /etc/ponder-trainer, readOnly: true}
+    - {name: traces, mountPath: /traces, readOnly: true}
+    - {name: weights, mountPath: /weights}
+    {{- if $root.Values.models.persistence.enabled }}
+    - {name: models, mountPath: /models{{ if $root.Values.models.persistence.readOnly }}, readOnly: true{{ end }}}
+    {{- end }}
+    {{- with $part.values.extraVolumeMounts }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+{{- end -}}

@@ -1,0 +1,86 @@
+"""The trainer: off unless asked for, never twice at once, on what the gateways left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from server.config import VllmSettings
+from server.settings import load_settings
+from tests.chart.rendering import EVERY, chart, environment, mounts
+from trainer.compile import Compile
+from trainer.config import TrainConfig
+from trainer.settings import load
+
+ON = {"trainer": {"enabled": True}, "weights": {"enabled": True}}
+SHARED = {"traces": {"persistence": {"accessModes": ["ReadWriteMany"]}}}
+
+
+@pytest.mark.parametrize("shape", EVERY)
+def test_it_is_off(shape: str) -> None:
+    on = "trainer" in {pod.name for pod in chart(shape).pods()}
+    assert on == (shape in ("closed-loop", "everything"))
+
+
+def test_with_a_schedule_one_run_waits_for_the_other() -> None:
+    spec = chart("closed-loop").one("CronJob", "trainer")["spec"]
+    assert (spec["schedule"], spec["concurrencyPolicy"]) == ("0 3 * * *", "Forbid")
+    job = spec["jobTemplate"]["spec"]
+    assert (job["backoffLimit"], job["ttlSecondsAfterFinished"]) == (1, 86400)
+    assert job["template"]["spec"]["restartPolicy"] == "Never"
+
+
+def test_without_one_it_is_a_job_that_other_settings_make_anew() -> None:
+    def name(values: dict[str, object]) -> str:
+        [found] = chart("default", ON | SHARED | values).of("Job")
+        return found
+
+    first = name({})
+    assert first.startswith("trainer-")
+    assert first == name({"gateway": {"preStopSeconds": 5}})
+    assert first != name({"trainer": {"enabled": True, "backoffLimit": 3}})
+
+
+def test_steps_run_one_after_the_other() -> None:
+    pod = chart("closed-loop").pod("trainer")
+    assert [c["name"] for c in pod.spec["initContainers"]] == ["compile", "train"]
+    assert [c["name"] for c in pod.spec["containers"]] == ["publish"]
+    for step in pod.containers:
+        assert step["command"][1:] == ["-m", "trainer"] and step["args"][0] == step["name"]
+        assert mounts(step)["/traces"]["readOnly"] is True
+        assert "readOnly" not in mounts(step)["/weights"]
+
+
+def test_the_trainer_takes_its_settings(tmp_path: Path) -> None:
+    files = chart("closed-loop").one("ConfigMap", "trainer")["data"]
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    compiled = load(Compile, tmp_path / "compile.yaml")
+    trained = load(TrainConfig, tmp_path / "train.yaml")
+    assert (compiled.traces, compiled.out) == (("/traces",), Path("/work/rows.parquet"))
+    assert trained.rows == (Path("/work/rows.parquet"),) and str(trained.output) == "/work/run"
+
+
+def test_the_gate_takes_its_settings_and_leaves_no_traces(tmp_path: Path) -> None:
+    rendered = chart("closed-loop")
+    file = tmp_path / "gate.yaml"
+    file.write_text(rendered.one("ConfigMap", "trainer")["data"]["gate.yaml"])
+    publish = rendered.container("trainer")
+    given = {n: v for n, v in environment(publish).items() if n.startswith("PONDER_")}
+    found = load_settings(file, given)
+    assert isinstance(found.policy, VllmSettings) and not found.traces.enabled
+    assert "PONDER_REDIS__URL" in given  # where `publish` announces
+
+
+def test_settings_are_where_the_steps_look() -> None:
+    pod = chart("closed-loop").pod("trainer")
+    named = [a for step in pod.containers for a in step["args"] if a.endswith(".yaml")]
+    files = chart("closed-loop").one("ConfigMap", "trainer")["data"]
+    assert {Path(path).parent for path in named} == {Path("/etc/ponder-trainer")}
+    assert {Path(path).name for path in named} == set(files)
+
+
+def test_gpus_of_the_trainer() -> None:
+    limits = chart("everything").container("trainer")["resources"]["limits"]
+    assert limits["nvidia.com/gpu"] == "1"
