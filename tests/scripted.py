@@ -163,14 +163,14 @@ def usage(prompt: int, completion: int, cached: int = 0) -> bytes:
 
 
 @asynccontextmanager
-async def serving(app: Any) -> AsyncIterator[str]:
+async def serving(app: Any, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
     """`app` on a free port of this machine, in this loop: its address."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with socket.create_server((host, port)) as listener:
         config = uvicorn.Config(app, log_level="critical", lifespan="off", ws="none")
         config.timeout_graceful_shutdown = 1
         server = uvicorn.Server(config)
         task = asyncio.create_task(server.serve(sockets=[listener]))
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        yield f"http://{host}:{listener.getsockname()[1]}/v1"
         server.should_exit = True
         await task
 

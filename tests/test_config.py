@@ -262,10 +262,10 @@ def test_several_servers_of_one_model(file: Path) -> None:
     [
         ("urls: [ftp://b/v1]", "policy.urls.0", "is not like http://policy:8000/v1"),
         ("urls: [http:///v1]", "policy.urls.0", "is not like http://policy:8000/v1"),
-        ("urls: [http://b/v1?a=b]", "policy.urls.0", "is not like http://policy:8000/v1"),
+        ('urls: ["http://b/v1?a=b"]', "policy.urls.0", "is not like http://policy:8000/v1"),
         ("urls: [http://me:hush@b/v1]", "policy.urls.0", "there is api_key for those"),
         ("urls: [http://a:8000/v1/]", "policy.urls", "named twice, with url: http://a:8000/v1"),
-        ("urls: http://b/v1", "policy.urls", "valid tuple"),
+        ("urls: http://b/v1", "policy.urls", "valid array"),
         ("resolve_seconds: 0", "policy.resolve_seconds", "greater than 0"),
         ("routing: {factor: 0.9}", "policy.routing.factor", "greater than or equal to 1"),
         ("routing: {floor: 0}", "policy.routing.floor", "greater than or equal to 1"),

@@ -64,7 +64,7 @@ class HttpStream(ABC):
         self._errand = route.errand()
         self._begun = False  # the last request had an answer
         self._reads = True  # the last request's prompt counts
-        self._before = (0, 0)  # prompt tokens, and cached ones, at servers that failed
+        self._elsewhere = (0, 0)  # prompt tokens, and cached ones, at servers that failed
         self._last: Step | None = None
         self._finish: str | None = None  # the server's word for why it stopped
         self._reason: Any = None  # the stop string or token, where the server says so
@@ -166,7 +166,7 @@ class HttpStream(ABC):
         """What was read and written so far is a prompt to the next server."""
         self._reads = True
         if self._begun:
-            self._before = (self.prompt_tokens, self.cached_tokens)
+            self._elsewhere = (self.prompt_tokens, self.cached_tokens)
             self.prompt_tokens += self.asked()
 
     def _stopped_short(self) -> bool:
@@ -184,7 +184,7 @@ class HttpStream(ABC):
     def usage(self, usage: dict[str, Any]) -> None:
         """The server's own count; the last one of a request holds."""
         if self._reads:
-            prompt, found = self._before
+            prompt, found = self._elsewhere
             said = usage.get("prompt_tokens")
             self.prompt_tokens = prompt + said if said else self.prompt_tokens
             self.cached_tokens = found + cached(usage)

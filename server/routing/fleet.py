@@ -38,6 +38,7 @@ class Fleet:
         self._error = error
         self._every = every if settings.dialect == "vllm" else None
         self._look_up = None if settings.resolve_seconds is None else look_up
+        self._lost: set[str] = set()  # URLs whose names could not be looked up
         self._leaving: list[Replica] = []  # that are named no more; their requests end there
         self._prepare: list[Prepare] = []
         self._keeper: asyncio.Task[None] | None = None
@@ -147,8 +148,11 @@ class Fleet:
         for url in self.settings.all_urls:
             try:
                 here = await places(url, self._look_up)
+                self._lost.discard(url)
             except OSError as error:
-                log.warning("%s: %s", url, error)
+                level = logging.DEBUG if url in self._lost else logging.WARNING
+                log.log(level, "%s: %s", url, error)
+                self._lost.add(url)
                 here = [r.place for r in self.replicas if r.place.url == url]
             found |= {place.name: place for place in here}
         known = {r.name: r for r in self.replicas}
@@ -184,8 +188,9 @@ class Fleet:
         failures = []
         for replica, result in zip(replicas, results, strict=True):
             if isinstance(result, PonderError):
+                level = logging.DEBUG if replica.patience else logging.WARNING  # once is enough
+                log.log(level, "%s: %s", replica.name, result.message)
                 self._rest(replica)
-                log.info("%s: %s", replica.name, result.message)
                 failures.append(result)
             elif isinstance(result, BaseException):
                 raise result

@@ -97,32 +97,33 @@ class Errand:
     def __init__(self, route: Route):
         self.retries: int | None = None  # at this server; None: as the settings say
         self._route = route
-        self._tried: list[Replica] = []
-        self._last = route.fleet.settings.routing.moves
+        self._at: Replica | None = None
+        self._failed: list[Replica] = []
 
     @contextmanager
     def begun(self) -> Iterator[Replica]:
         """The server that it goes to now, with this request among its own. Raises if none may be
         asked."""
-        replica = self._route.choose(self._tried)
+        fleet, replica = self._route.fleet, self._route.choose(self._failed)
         if replica is None:
-            settings = self._route.fleet.settings
-            raise self._route.fleet.dead(f"no server of {settings.model} may serve this search")
-        self._tried.append(replica)
+            raise fleet.dead(f"no server of {fleet.settings.model} may serve this search")
+        self._at = replica
         # Where there is another server, it is not worth while to wait for this one.
-        self.retries = 0 if self._next() else None
+        self.retries = 0 if self._has_next() else None
         with replica.taken():
             yield replica
 
     def goes_on(self, error: PonderError) -> bool:
         """Whether another server is to take over what failed like this."""
-        if not self._tried or not is_servers_fault(error) or not self._next():
+        if self._at is None or not is_servers_fault(error) or not self._has_next():
             return False
-        self._tried[-1].moved += 1
+        self._at.moved += 1
+        self._failed.append(self._at)
         return True
 
-    def _next(self) -> bool:
-        """Whether there is a server that works and was not tried."""
-        if len(self._tried) > self._last:
+    def _has_next(self) -> bool:
+        """Whether there is another server that works, and may be asked."""
+        if len(self._failed) >= self._route.fleet.settings.routing.moves:
             return False
-        return any(r.up and r not in self._tried for r in self._route.servers())
+        others = (r for r in self._route.servers() if r is not self._at)
+        return any(r.up and r not in self._failed for r in others)

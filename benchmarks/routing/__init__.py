@@ -1,0 +1,1 @@
+"""Two policy servers: which of them a search's requests go to, and what that costs."""
