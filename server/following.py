@@ -58,9 +58,9 @@ class Follower:
         self._followed |= wanted
         if wanted:
             folders = {kind: str(p.folder) for kind, p in wanted.items()}
-            if error := await self._load(folders):
+            if problem := await self._load(folders):
                 names = ", ".join(f"{kind} {p.version}" for kind, p in wanted.items())
-                log.error("promoted, but not served: %s: %s", names, error)
+                log.error("promoted, but not served: %s: %s", names, problem)
         await self._follow_servers()
 
     async def _follow_servers(self) -> None:
@@ -75,9 +75,9 @@ class Follower:
         for kind, version in coming.items():
             if version == serving[kind].version:
                 self._told.pop(kind, None)
-            elif (error := await self._load({kind: version})) and self._told.get(kind) != version:
+            elif (problem := await self._load({kind: version})) and self._told.get(kind) != version:
                 self._told[kind] = version
-                log.error("the %s is to be %s, but is not served: %s", kind, version, error)
+                log.error("the %s is to be %s, but is not served: %s", kind, version, problem)
 
     async def _load(self, wanted: Mapping[Kind, str]) -> Exception | None:
         try:

@@ -27,10 +27,11 @@ class Promotions:
         self._seen: Sequence[tuple[str, int]] = ()
         self._marked: dict[Kind, Promoted] = {}
         self._said: Mapping[Kind, Announcement] = {}
+        self._there: dict[Kind, Promoted] = {}  # what was last announced, and is in the folder
         self._silent = False
 
     async def newest(self) -> dict[Kind, Promoted]:
-        """By part. What is announced and not in the folder yet does not count."""
+        """By part. Until what is announced is in the folder, it is what was before it."""
         await self._ask()
         return await asyncio.to_thread(self._newest)
 
@@ -61,9 +62,9 @@ class Promotions:
             self._seen = now
             every = {part: promoted(self._folder, part) for part in KINDS}
             self._marked = {part: found[-1] for part, found in every.items() if found}
-        newest = dict(self._marked)
         for part, said in self._said.items():
             folder = self._folder / part / said.version
-            if (part not in newest or said.at > newest[part].at) and folder.is_dir():
-                newest[part] = Promoted(said.at, said.version, folder)
-        return newest
+            if folder.is_dir():
+                self._there[part] = Promoted(said.at, said.version, folder)
+        both = {part: [m[part] for m in (self._marked, self._there) if part in m] for part in KINDS}
+        return {part: max(found) for part, found in both.items() if found}

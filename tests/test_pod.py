@@ -45,8 +45,11 @@ class Client:
         return Word.model_validate((await self._http.get(ROUTE)).json())
 
     async def hold(self, version: str, seconds: float = 60.0, holder: str = "me") -> Word:
-        body = {"holder": holder, "version": version, "seconds": seconds}
-        return Word.model_validate((await self._http.post(HOLDS, json=body)).json())
+        body: dict[str, object] = {"holder": holder, "version": version, "seconds": seconds}
+        return Word.model_validate((await self.post(HOLDS, body)).json())
+
+    async def post(self, path: str, body: dict[str, object]) -> httpx.Response:
+        return await self._http.post(path, json=body)
 
     async def generate(self, pin: str | None = None) -> httpx.Response:
         return await self._http.post("/v1/completions", headers={PIN: pin} if pin else {})
@@ -175,10 +178,9 @@ async def test_an_engine_that_fails_half_way_ends_and_answers_nobody(tmp_path: P
     ],
 )
 async def test_a_hold_that_is_none_is_refused(tmp_path: Path, body: dict[str, object]) -> None:
-    async with one(tmp_path) as (it, _), httpx.AsyncClient() as http:
-        reply = await http.post(it.url.removesuffix("/v1") + HOLDS, json=body)
-        assert reply.status_code == 422
-        assert (await Client(it.url).word()).holders == 0
+    async with one(tmp_path) as (_, client):
+        assert (await client.post(HOLDS, body)).status_code == 422
+        assert (await client.word()).holders == 0
 
 
 BASE = "models/policy"

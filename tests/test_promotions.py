@@ -67,7 +67,8 @@ async def test_a_redis_that_goes_leaves_what_was_known(
         assert len([r for r in caplog.records if r.message.startswith("announcements:")]) == 1
         valkey.start()  # with nothing in it
         await connection.check()
-        assert (await promotions.newest())["policy"].version == "a", "what the folder says"
+        assert (await promotions.newest())["policy"].folder == b
+        assert (await Promotions(tmp_path).newest())["policy"].version == "a", "as one that starts"
 
 
 async def test_what_is_no_announcement_is_told(valkey: Valkey) -> None:

@@ -134,7 +134,8 @@ class World:
         said = [s.pod.word() for s in self.servers]
         assert {word.goal for word in await asyncio.gather(*said)} == {version}
         assert {*await asyncio.gather(*(it.follow() for it in self.gateways))} == {version}
-        await until(lambda: all(s.pod.version == version for s in self.servers))
+        held = [it.versions._handover for it in self.gateways]
+        await until(lambda: all(len(h.serve(version)) == len(self.servers) for h in held), 20)
 
 
 @pytest.mark.parametrize(("servers", "gateways"), [(2, 1), (2, 3), (3, 2), (5, 2)])

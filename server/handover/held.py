@@ -36,7 +36,9 @@ class Server(Protocol):
 
     name: str
     in_flight: int  # requests from here
-    upstream: Connection
+
+    @property
+    def upstream(self) -> Connection: ...
 
 
 class Held:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -83,7 +83,8 @@ class Connection:
         if not self.up:
             raise StateError(f"{what}: Redis does not answer: {self.error}")
         try:
-            yield self.redis
+            with _cancellable():
+                yield self.redis
         except (RedisError, OSError) as error:
             if _is_away(error):
                 self._turn(up=False, error=error)
@@ -92,7 +93,8 @@ class Connection:
     async def check(self) -> bool:
         """Ask it now."""
         try:
-            await self.redis.ping()
+            with _cancellable():
+                await self.redis.ping()
         except (RedisError, OSError) as error:
             self._turn(up=False, error=error)
         else:
@@ -107,9 +109,9 @@ class Connection:
         try:
             yield
         finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+            while not task.done():  # the client may take a cancellation for its own timeout
+                task.cancel()
+                await asyncio.wait([task], timeout=1)
             await self.redis.aclose()
 
     async def _watch(self) -> None:
@@ -128,6 +130,19 @@ class Connection:
             log.warning("Redis does not answer: %s", self.error)
         for listener in self.listeners:
             listener(up)
+
+
+@contextmanager
+def _cancellable() -> Iterator[None]:
+    """redis-py now and then loses a cancellation, after which a loop would never end."""
+    task = asyncio.current_task()
+    assert task is not None
+    before = task.cancelling()
+    try:
+        yield
+    finally:
+        if task.cancelling() > before:
+            raise asyncio.CancelledError
 
 
 def _is_away(error: BaseException) -> bool:
