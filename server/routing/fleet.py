@@ -213,5 +213,5 @@ class Fleet:
     async def _part(self) -> None:
         """Close the connections to those that have left and have nothing more to do."""
         for replica in [r for r in self._leaving if not r.in_flight]:
+            await replica.close()  # `close` closes those that are still there, so in this order
             self._leaving.remove(replica)
-            await replica.close()
