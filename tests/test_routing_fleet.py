@@ -60,7 +60,7 @@ async def test_each_is_asked_what_it_serves(pair: list[Scripted]) -> None:
             s.url.removeprefix("http://").removesuffix("/v1") for s in pair
         ]
         assert [(r.up, r.version, r.models) for r in servers.replicas] == [
-            (True, "step-7", {"remote"})
+            (True, "step-7", frozenset({"remote"}))
         ] * 2
         assert servers.load() == Load(0, 0, 512)
 

@@ -67,7 +67,8 @@ async def test_a_full_cache_and_the_requests_of_others_are_hot_too(trio: Fleet) 
 
 async def test_without_a_key_the_least_busy_is_asked(trio: Fleet) -> None:
     a, b, c = trio.replicas
-    busy(a, 2), busy(b, 1), busy(c, 3)
+    for replica, requests in ((a, 2), (b, 1), (c, 3)):
+        busy(replica, requests)
     assert Route(trio).choose() is b
     assert not any(r.spilled for r in trio.replicas)
 

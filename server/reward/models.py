@@ -93,13 +93,19 @@ class Models:
     @property
     def remote(self) -> dict[str, Routed]:
         """Those behind servers of their own, by their part."""
-        parts = {"policy": self.policy, "prm": self.prm, "orm": self.orm, "judge": self.judge}
+        parts: dict[str, object] = {
+            "policy": self.policy,
+            "prm": self.prm,
+            "orm": self.orm,
+            "judge": self.judge,
+        }
         return {part: model for part, model in parts.items() if isinstance(model, Routed)}
 
     def routed(self, messages: Sequence[Message]) -> Models:
         """As a search that answers these sees them: at the servers of its conversation."""
         key = conversation(messages)
-        return replace(self, **{part: m.routed(key) for part, m in self.remote.items()})
+        parts: dict[str, Any] = {part: m.routed(key) for part, m in self.remote.items()}
+        return replace(self, **parts)
 
 
 @runtime_checkable
