@@ -122,3 +122,11 @@ async def test_more_commands_than_connections_wait_their_turn(valkey: Valkey) ->
         with connection.asking("a test") as redis:
             numbers = await asyncio.gather(*(redis.incr("n") for _ in range(100)))
         assert sorted(numbers) == list(range(1, 101))
+
+
+async def test_a_cancellation_is_never_lost(valkey: Valkey) -> None:
+    """redis-py does lose some, which left this waiting for ever."""
+    for i in range(50):
+        connection = Connection(valkey.settings(check_seconds=1e-4))
+        async with asyncio.timeout(10), connection.watched():
+            await asyncio.sleep(i * 4e-5)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import tempfile
@@ -50,8 +51,10 @@ class Valkey:
         files = ["--dir", str(self.folder), "--logfile", str(self.folder / "valkey.log")]
         address = ["--port", "0", "--unixsocket", str(self.socket)]
         keeps = ["--appendonly", "yes", "--appendfsync", "always"] if self.durable else []
+        # It ends with us, however we end.
+        with_us = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
         self.process = subprocess.Popen(
-            [binary, *address, *files, "--save", "", *keeps],
+            [*with_us, binary, *address, *files, "--save", "", *keeps],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

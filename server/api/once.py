@@ -65,7 +65,8 @@ class Once:
         sent = await self._sent(request)
         if sent is None:
             return await make(request.receive)
-        owner, found = uuid4().hex, None
+        owner = uuid4().hex
+        store: Replies | None = None
         if sent.by_key or sent.retry:
             try:
                 found = await unless_gone(request.receive, self._earlier(sent, owner))
@@ -74,7 +75,8 @@ class Once:
                 raise
             if isinstance(found, Response):
                 return found
-        recording = self._runs.start(sent, owner, make, request.scope, found)
+            store = found
+        recording = self._runs.start(sent, owner, make, request.scope, store)
         return Recorded(recording, repeated=False)
 
     async def close(self) -> None:
