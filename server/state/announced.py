@@ -47,7 +47,7 @@ class Announced:
             if text is not None
         }
 
-    def _read(self, part: Kind, text: bytes) -> Announcement:
+    def _read(self, part: Kind, text: bytes | str) -> Announcement:
         try:
             return Announcement.model_validate_json(text)
         except ValidationError as error:
