@@ -29,7 +29,8 @@ def ours(rendered: Chart) -> list[Pod]:
 
 def runs_vllm(container: Object) -> bool:
     command = container.get("command", [])
-    return command[:1] == ["vllm"] or "server.pod" in command
+    ours = {"server.pod", "vllm.entrypoints.openai.api_server"}
+    return command[:1] == ["vllm"] or bool(ours & set(command))
 
 
 @pytest.mark.parametrize("shape", EVERY)

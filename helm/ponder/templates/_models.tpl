@@ -191,7 +191,7 @@ true
 
 {{- define "ponder.vllmArgs" -}}
 {{- $vllm := .values.vllm -}}
-{{- if .root.Values.weights.enabled -}}
+{{- if or .root.Values.weights.enabled (eq .values.device "cpu") -}}
 - --model={{ .values.model.name }}
 {{- else -}}
 - serve
