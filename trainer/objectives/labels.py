@@ -7,7 +7,7 @@ are held where they are by the divergence from what training begins with.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from math import nan
 from typing import Any, ClassVar, Literal
@@ -46,10 +46,11 @@ class Labels(Objective):
             marks = {n: self._mark(n, v) for n in tree.steps if (v := self.target(n)) is not None}
             if not marks:
                 tally["no step has a target"] += 1
-            ends = tree.paths(list(marks))
-            yield from sequences(
-                tree, ends, lambda node, end, known=marks: known.get(node), labels=self._ids(tree)
-            )
+            yield from self._sequences(tree, marks)
+
+    def _sequences(self, tree: Tree, marks: Mapping[Node, Mark]) -> Iterator[Row]:
+        ends = tree.paths(list(marks))
+        return sequences(tree, ends, lambda node, end: marks.get(node), labels=self._ids(tree))
 
     def target(self, node: Node) -> float | None:
         q = node.estimate(self.by, self.least)
