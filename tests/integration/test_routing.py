@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 from asyncio.subprocess import Process
@@ -15,7 +14,7 @@ import pytest
 from server.config import HttpSettings, Limits, Settings
 from server.engine.http import HttpEngine
 from server.profiles import shipped
-from server.reward import Models
+from server.reward import Confidence, Models
 from server.routing.hashing import conversation, ranked
 from server.search import Beam, BestOfN, Strategy
 from server.search.events import Event, StepEvent
@@ -48,16 +47,18 @@ class Pair:
         return next(s for s in self.engine.replicas() if s.name == name)
 
     async def search(self, question: list[Message], strategy: Strategy, **more: Any) -> Outcome:
-        ask = self.service.prepare(messages=question, strategy=strategy)
+        # A reward that asks the policy nothing, so that its server counts what the search does.
+        ask = self.service.prepare(messages=question, strategy=strategy, reward=Confidence())
         return await self.service.reason(ask, **more)
 
 
 @pytest.fixture
 async def pair() -> AsyncIterator[Pair]:
     arguments = (*POLICY, "--enable-scale-out", f"--kv-cache-memory-bytes={64 << 20}")
-    first, second = (vllm_process(MODEL, *arguments) for _ in range(2))
-    (one, p), (other, q) = await asyncio.gather(first.__aenter__(), second.__aenter__())
-    try:
+    async with (
+        vllm_process(MODEL, *arguments) as (one, p),
+        vllm_process(MODEL, *arguments) as (other, q),
+    ):
         routing = {"floor": 64, "probe_seconds": 0.2}
         known = {"url": one, "urls": [other], "model": MODEL, "priority": True, "routing": routing}
         settings = HttpSettings.model_validate(known)
@@ -68,8 +69,6 @@ async def pair() -> AsyncIterator[Pair]:
         names = (url.removeprefix("http://").removesuffix("/v1") for url in (one, other))
         yield Pair(dict(zip(names, (p, q), strict=True)), engine, service)
         await service.weights.close()
-    finally:
-        await asyncio.gather(*(s.__aexit__(None, None, None) for s in (first, second)))
 
 
 def url(name: str) -> str:
