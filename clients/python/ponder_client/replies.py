@@ -116,6 +116,13 @@ class Feedback(Said):
     feedback: float | None
 
 
+class Count(Said):
+    """Servers of one part."""
+
+    known: int
+    up: int
+
+
 class Model(Said):
     """A name that a chat request may use."""
 
@@ -125,6 +132,7 @@ class Model(Said):
     owned_by: str
     version: str  # of the policy's weights
     prm_version: str | None
+    replicas: dict[str, Count]  # of each part that is behind servers of its own
 
 
 class Preset(Said):

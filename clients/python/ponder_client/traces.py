@@ -111,6 +111,7 @@ class TraceSummary(Said):
 
     trace_id: str
     created_at: datetime
+    tenant: str | None
     strategy: str  # its kind
     question: str  # the last thing the user said
     answer: str | None
