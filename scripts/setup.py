@@ -18,6 +18,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv"
+CLIENT = ROOT / "clients/python"  # a distribution of its own, which the server depends on
+OURS = ("ponder", "ponder-client")
 # PyPI's builds of these link against CUDA's torch and make `import vllm` fail on CPU.
 BREAKS_CPU = ("torchvision", "torchaudio", "torchcodec")
 RESOLVE = ["-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet", "--report", "-"]
@@ -62,7 +64,8 @@ def constraints(extra: str) -> Path:
 
 
 def fingerprint(extra: str) -> str:
-    files = (ROOT / "pyproject.toml", constraints(extra), Path(__file__))
+    projects = (ROOT / "pyproject.toml", CLIENT / "pyproject.toml")
+    files = (*projects, constraints(extra), Path(__file__))
     parts = [extra, sys.version, *(hashlib.sha256(f.read_bytes()).hexdigest() for f in files)]
     return "\n".join(parts)
 
@@ -85,11 +88,16 @@ def make(folder: Path) -> None:
 def install(folder: Path, extra: str) -> None:
     if extra == "cpu":
         install_cpu_torch(folder)
-    pip(folder, "install", "-c", str(constraints(extra)), "-e", f"{ROOT}[{extra},train,dev]")
+    pip(folder, "install", "-c", str(constraints(extra)), *editable(extra))
     if extra == "cpu":
         pip(folder, "uninstall", "--yes", *BREAKS_CPU)
     if not run(folder / "bin/python", "-W", "ignore", "-c", "import vllm.v1.engine.async_llm"):
         fail("vLLM cannot be imported, see above; `rm -rf .venv` and make setup begin anew")
+
+
+def editable(extra: str) -> list[str]:
+    """What is installed in place: pip takes the one for the other's dependency."""
+    return ["-e", str(CLIENT), "-e", f"{ROOT}[{extra},train,dev]"]
 
 
 def install_cpu_torch(folder: Path) -> None:
@@ -107,7 +115,7 @@ def lock(extra: str) -> None:
     # PyPI alone for CUDA: a CPU build of torch that pip finds elsewhere would sort above it.
     pypi_only = {"PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": ""} if extra == "gpu" else {}
     report = subprocess.run(
-        [sys.executable, *RESOLVE, f"{ROOT}[{extra},train,dev]"],
+        [sys.executable, *RESOLVE, *editable(extra)],
         env=os.environ | pypi_only,
         check=True,
         stdout=subprocess.PIPE,
@@ -116,7 +124,7 @@ def lock(extra: str) -> None:
     pins = sorted(
         f"{p['name'].lower().replace('_', '-')}=={p['version'].partition('+')[0]}"
         for p in found
-        if p["name"] != "ponder" and not (extra == "cpu" and p["name"] in BREAKS_CPU)
+        if p["name"] not in OURS and not (extra == "cpu" and p["name"] in BREAKS_CPU)
     )
     head = "# Written by `make lock`: every version that the set-up installs.\n"
     constraints(extra).write_text(head + "\n".join(pins) + "\n")

@@ -13,11 +13,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
+import ponder_client
 import typer
 
-from server import asking, keys
+from server import keys
 from server.config import Settings
 from server.errors import PonderError
 from server.live import ask as ask_at
@@ -63,6 +64,8 @@ def complaints() -> Iterator[None]:
         stop(2, "these settings cannot be used:", *error.problems)
     except PonderError as error:
         stop(1, error.message if error.param is None else f"{error.message} ({error.param})")
+    except ponder_client.PonderError as error:
+        stop(1, str(error))
     except (asyncio.CancelledError, KeyboardInterrupt):
         stop(130)
 
@@ -107,45 +110,39 @@ def ask(
     ] = None,
     budget_tokens: Annotated[int | None, typer.Option(help="Policy tokens, at most.")] = None,
     seed: int | None = None,
+    deadline: Annotated[
+        float | None, typer.Option(help="Seconds in which to have the best answer so far.")
+    ] = None,
     as_json: JsonOption = False,
     set_: SetOption = None,
 ) -> None:
     """Ask one question, of a running server (--url) or of one started for it (--config)."""
-    body = request(question, preset, strategy, param or [], budget_tokens, seed)
+    given = {"preset": preset, "seed": seed, "deadline": deadline}
+    asked = request(strategy, param or [], budget_tokens, given)
     if url is not None:
         if set_:
             raise typer.BadParameter("a running server has its settings already: no --set")
-        answered = asyncio.run(ask_at(url, api_key, body, as_json=as_json))
+        asyncio.run(ask_at(url, api_key, question, asked, as_json=as_json))
     else:
         from server import demo, launch
 
         settings = settings_of(config, set_, {})
         log_to_stderr(logging.WARNING)
-        answered = launch.run(lambda _: demo.ask_own(settings, body, as_json=as_json))
-    raise typer.Exit(0 if answered else 1)
+        launch.run(lambda _: demo.ask_own(settings, question, asked, as_json=as_json))
 
 
 def request(
-    question: str,
-    preset: str | None,
-    strategy: str | None,
-    params: list[str],
-    budget_tokens: int | None,
-    seed: int | None,
-) -> dict[str, Any]:
-    """The body of `POST /v1/reason`."""
+    strategy: str | None, params: list[str], tokens: int | None, given: dict[str, Any]
+) -> ponder_client.Asked:
+    """What is asked of the search, beside the question."""
     if params and strategy is None:
         raise typer.BadParameter("--param belongs to a --strategy")
-    body: dict[str, Any] = {"question": question}
-    if preset is not None:
-        body["preset"] = preset
+    asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if strategy is not None:
-        body["strategy"] = {"kind": strategy, **{k: plain(v) for k, v in pairs(params)}}
-    if budget_tokens is not None:
-        body["budget"] = {"tokens": budget_tokens}
-    if seed is not None:
-        body["seed"] = seed
-    return body
+        asked["strategy"] = {"kind": strategy, **{k: plain(v) for k, v in pairs(params)}}
+    if tokens is not None:
+        asked["budget"] = {"tokens": tokens}
+    return cast(ponder_client.Asked, asked)
 
 
 def pairs(texts: list[str]) -> Iterator[tuple[str, str]]:
@@ -197,8 +194,8 @@ def models(
 
 
 async def models_at(url: str, api_key: str | None) -> list[str]:
-    async with asking.client(url, api_key) as http:
-        return await asking.models(http)
+    async with ponder_client.AsyncPonder(url, api_key) as ponder:
+        return [model.id for model in await ponder.models()]
 
 
 @app.command(

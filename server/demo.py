@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
+from ponder_client import Asked, AsyncPonder
+from ponder_client.asked import body
 from rich.console import Console
 
-from server import asking
 from server.api.body import parse
 from server.api.effort import ALIASES
 from server.api.reason_schema import ReasonRequest
@@ -21,7 +21,7 @@ from server.live import View, ask, show
 from server.reward.verifiers.countdown import puzzle
 
 QUESTION = "Use 4 9 10 13 to make 24."
-BODY = {"question": QUESTION, "strategy": {"kind": "mcts", "simulations": 64}, "seed": 0}
+ASKED: Asked = {"strategy": {"kind": "mcts", "simulations": 64}, "seed": 0}
 
 # For the engines' processes: what they warn of is for operators, not for a first look.
 QUIET = {
@@ -59,19 +59,19 @@ async def started(settings: Settings, console: Console) -> AsyncIterator[Running
             yield running
 
 
-async def ask_own(settings: Settings, body: Mapping[str, Any], *, as_json: bool) -> bool:
+async def ask_own(settings: Settings, question: str, asked: Asked, *, as_json: bool) -> None:
     """The same of a server that lives for this question only."""
-    parse(ReasonRequest, json.dumps(body).encode())  # before a model is loaded
+    parse(ReasonRequest, json.dumps(body(question, asked)).encode())  # before a model is loaded
     async with started(settings, Console(stderr=True)) as running:
-        return await ask(running.url, None, body, as_json=as_json)
+        await ask(running.url, None, question, asked, as_json=as_json)
 
 
 async def demonstrate(settings: Settings, stopper: Stopper, *, once: bool) -> bool:
     """Solve a puzzle, say how to go on, serve until a signal. Whether the answer was right."""
     console = Console()
     async with started(settings, console) as running:
-        async with asking.client(running.url, None) as http:
-            view = await show(asking.events(http, BODY), QUESTION, console)
+        async with AsyncPonder(running.url) as ponder:
+            view = await show(ponder.stream(QUESTION, **ASKED), QUESTION, console)
         right = solved(view)
         console.print("[green]That is right." if right else "[red]That is not right.")
         if not once:
@@ -84,7 +84,7 @@ async def demonstrate(settings: Settings, stopper: Stopper, *, once: bool) -> bo
 def solved(view: View) -> bool:
     asked = puzzle(QUESTION)
     assert asked is not None
-    return view.answer is not None and asked.solved_by(view.answer["final"] or "")
+    return view.answer is not None and asked.solved_by(view.answer.final or "")
 
 
 def names(settings: Settings) -> list[str]:

@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import Any
 
+from ponder_client import (
+    Answer,
+    AnswerEvent,
+    Asked,
+    AsyncPonder,
+    DecisionEvent,
+    Event,
+    Patience,
+    PruneEvent,
+    ScoreEvent,
+    StepEvent,
+    Usage,
+    UsageEvent,
+)
 from rich.color import Color
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -15,12 +28,11 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from server import asking
 from server.traces.tree import decided
 
-Events = AsyncIterator[tuple[str, dict[str, Any]]]
 Key = tuple[int, ...]
 LATEST = 3  # decisions on the screen
+PATIENCE = Patience(retries=2)  # somebody sits there and waits
 
 
 @dataclass(slots=True)
@@ -42,28 +54,25 @@ class View:
     branches: dict[Key, Branch] = field(default_factory=dict)
     decisions: list[str] = field(default_factory=list)
     tokens: int = 0  # of the policy, as far as the steps tell
-    answer: dict[str, Any] | None = None
-    usage: dict[str, Any] = field(default_factory=dict)
-    error: str | None = None
+    answer: Answer | None = None
+    usage: Usage | None = None
 
-    def take(self, name: str, data: dict[str, Any]) -> None:
-        if name == "step":
-            key = tuple(data["key"])
-            self.branches[key] = Branch(key, data["text"].strip(), data["stop"])
-            self.tokens += data["tokens"]
-        elif name == "score":
-            self.branches[tuple(data["key"])].score = data["score"]
-        elif name == "prune":
-            if branch := self.branches.get(tuple(data["key"])):
-                branch.pruned = True
-        elif name == "decision":
-            self.decisions.append(_decision(data))
-        elif name == "answer":
-            self.answer = self.answer or data  # the chosen one comes first
-        elif name == "usage":
-            self.usage = data
-        elif name == "error":
-            self.error = data["error"]["message"]
+    def take(self, event: Event) -> None:
+        match event:
+            case StepEvent(key=key, text=text, stop=stop, tokens=tokens):
+                self.branches[key] = Branch(key, text.strip(), stop)
+                self.tokens += tokens
+            case ScoreEvent(key=key, score=score):
+                self.branches[key].score = score
+            case PruneEvent(key=key):
+                if branch := self.branches.get(key):
+                    branch.pruned = True
+            case DecisionEvent(facts=facts):
+                self.decisions.append(decided(facts))
+            case AnswerEvent():
+                self.answer = self.answer or event  # the chosen one comes first
+            case UsageEvent():
+                self.usage = event
 
     def status(self) -> Text:
         scored = sum(branch.score is not None for branch in self.branches.values())
@@ -116,21 +125,21 @@ def _shade(score: float | None) -> Style:
     return Style(color=Color.from_rgb(220 - 160 * share, 60 + 140 * share, 70))
 
 
-async def show(events: Events, question: str, console: Console) -> View:
+async def show(events: AsyncIterator[Event], question: str, console: Console) -> View:
     """Draw the events while they come; the view as it was when they ended."""
     view = View(question)
     if not console.is_terminal:
-        async for name, data in events:
-            line = plain(name, data, view)
-            view.take(name, data)
+        async for event in events:
+            line = plain(event, view)
+            view.take(event)
             if line:
                 console.print(line, markup=False, highlight=False, soft_wrap=True)
     else:
         with Live(
             console=console, refresh_per_second=10, get_renderable=lambda: _draw(view, console)
         ):
-            async for name, data in events:
-                view.take(name, data)
+            async for event in events:
+                view.take(event)
     console.print(result(view))
     return view
 
@@ -141,55 +150,49 @@ def _draw(view: View, console: Console) -> RenderableType:
     return Group(view.tree(lines), decisions, view.status())
 
 
-def _decision(data: dict[str, Any]) -> str:
-    """A decision as a line, without what every event of a stream has."""
-    return decided({k: v for k, v in data.items() if k not in ("type", "sequence_number")})
-
-
-def plain(name: str, data: dict[str, Any], view: View) -> str | None:
+def plain(event: Event, view: View) -> str | None:
     """An event as a line; None where it says nothing that `view` or the result does not."""
-    if name == "decision":
-        return _decision(data)
-    if name not in ("step", "score", "prune"):
+    if isinstance(event, DecisionEvent):
+        return decided(event.facts)
+    if not isinstance(event, StepEvent | ScoreEvent | PruneEvent):
         return None
-    branch = view.branches.get(tuple(data["key"]))
-    score = data.get("score")
-    if name == "score" and branch is not None and branch.score == score:
+    branch = view.branches.get(event.key)
+    score = event.score if isinstance(event, ScoreEvent) else None
+    if score is not None and branch is not None and branch.score == score:
         return None  # a step that was sampled again
-    text = data["text"].strip() if branch is None else branch.text
+    text = event.text.strip() if isinstance(event, StepEvent) else branch.text if branch else ""
     number = "" if score is None else f"{score:.3f}"
-    return f"{name:5}  {number:5}  {'.'.join(map(str, data['key'])):<12}  {text}"
+    return f"{event.type:5}  {number:5}  {'.'.join(map(str, event.key)):<12}  {text}"
 
 
 def result(view: View) -> RenderableType:
     """The answer, and what it took."""
-    if view.error or view.answer is None:
-        return Text(view.error or "the stream ended without an answer", style="bold red")
+    assert view.answer is not None and view.usage is not None, "a stream ends with both"
     table = Table.grid(padding=(0, 2))
-    answer = view.answer
-    for step in answer.get("reasoning", []):
+    for step in view.answer.reasoning:
         table.add_row("", Text(step.strip(), style="dim"))
-    table.add_row("answer", Text(answer["content"].strip(), style="bold green"))
-    if answer.get("score") is not None:
-        table.add_row("score", f"{answer['score']:.3f}")
+    table.add_row("answer", Text(view.answer.content.strip(), style="bold green"))
+    if view.answer.score is not None:
+        table.add_row("score", f"{view.answer.score:.3f}")
     table.add_row("took", spent(view.usage))
     return table
 
 
-def spent(usage: Mapping[str, Any]) -> str:
-    """The usage of a reply of `/v1/reason`, in words."""
-    tokens = usage["tokens"]
+def spent(usage: Usage) -> str:
+    """In words."""
+    tokens = usage.tokens
     return (
-        f"{tokens['policy']} policy tokens, {tokens['prm']} scorer tokens "
-        f"(and {tokens['prm_cached']} cached), {usage['nodes']} nodes, {usage['seconds']:.2f} s"
+        f"{tokens.policy} policy tokens, {tokens.prm} scorer tokens "
+        f"(and {tokens.prm_cached} cached), {usage.nodes} nodes, {usage.seconds:.2f} s"
     )
 
 
-async def ask(url: str, api_key: str | None, body: Mapping[str, Any], *, as_json: bool) -> bool:
-    """Whether the server at `url` answered. Prints the search, or the whole reply as JSON."""
-    async with asking.client(url, api_key) as http:
+async def ask(url: str, api_key: str | None, question: str, asked: Asked, *, as_json: bool) -> None:
+    """Put a question to the server at `url`; print the search, or the whole reply as JSON. Raises
+    `ponder_client.PonderError`."""
+    async with AsyncPonder(url, api_key, patience=PATIENCE) as ponder:
         if as_json:
-            print(json.dumps(await asking.reason(http, body), indent=2))
-            return True
-        view = await show(asking.events(http, body), body["question"], Console())
-        return view.answer is not None
+            reply = await ponder.reason(question, **{"include": ["steps", "scores"], **asked})
+            print(json.dumps(reply.model_dump(mode="json", exclude_unset=True), indent=2))
+        else:
+            await show(ponder.stream(question, **asked), question, Console())

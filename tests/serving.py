@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import uvicorn
 from fastapi import FastAPI
+from ponder_client import AsyncPonder, Patience
 from prometheus_client import CollectorRegistry
 
 from server.api.app import create_app
@@ -128,6 +129,12 @@ async def client(parts: World, **options: Any) -> AsyncIterator[httpx.AsyncClien
         transport=transport, base_url="http://ponder", timeout=30, **options
     ) as http:
         yield http
+
+
+def asking(parts: World, key: str | None = None) -> AsyncPonder:
+    """The same as ponder-client has it; it tries nothing again."""
+    transport = httpx.ASGITransport(parts.app, raise_app_exceptions=False)
+    return AsyncPonder("http://ponder", key, patience=Patience(retries=0), transport=transport)
 
 
 @asynccontextmanager

@@ -14,8 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-
-from server import asking
+from ponder_client import AsyncPonder
 
 PAIR = Path(__file__).parents[2] / "configs/reference.yaml"
 CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("PONDER_")}
@@ -92,16 +91,13 @@ async def test_the_demonstration_solves_its_puzzle_and_ends(tmp_path: Path) -> N
 async def test_ctrl_c_lets_a_search_end_and_leaves_no_engine(tmp_path: Path) -> None:
     async with ponder("serve", "--port", "0", folder=tmp_path) as process:
         url = (await line_with(process, r"serving at (\S+) after"))[1]
-        body = {
-            "question": "Use 4 9 10 13 to make 24.",
-            "strategy": {"kind": "best_of_n", "n": 128, "stop_at": 1.0},
-        }
+        search = {"kind": "best_of_n", "n": 128, "stop_at": 1.0}
         names: list[str] = []
-        async with asking.client(url, None) as http:
-            async for name, _ in asking.events(http, body):
+        async with AsyncPonder(url) as client:
+            async for event in client.stream("Use 4 9 10 13 to make 24.", strategy=search):
                 if not names:
                     os.killpg(process.pid, signal.SIGINT)  # what a terminal's Ctrl-C does
-                names.append(name)
+                names.append(event.type)
         assert names[-1] == "done"
         assert names.count("step") > 128
         assert await process.wait() == 0

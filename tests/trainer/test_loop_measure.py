@@ -17,7 +17,7 @@ from server.traces import compact
 from server.types import Sampling
 from tests.exchanging import Device, FakePolicy
 from tests.fakes import EOS, FakeEngine, FakeStream
-from tests.serving import PROFILE, World, client, world
+from tests.serving import PROFILE, World, asking, world
 from tests.trainer.test_loop_tasks import task
 from trainer.compile import Compile, Compiler
 from trainer.errors import ServerError
@@ -52,8 +52,8 @@ async def grading() -> AsyncIterator[Grading]:
 
 @asynccontextmanager
 async def asked_of(parts: World) -> AsyncIterator[Client]:
-    async with client(parts, headers={"authorization": f"Bearer {KEY}"}) as http:
-        yield Client(http, tries=1)
+    async with asking(parts, KEY) as ponder:
+        yield Client(ponder)
 
 
 @dataclass

@@ -3,45 +3,41 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
+from ponder_client import AsyncPonder, Patience, PonderError
 
-from server import asking
 from server.engine.weights import fingerprint
-from server.errors import PonderError, TraceError
+from server.errors import TraceError
 from server.published import Kind
 from server.traces.codec import decode
 from server.traces.schema import Trace
 from trainer.errors import ReloadError, ServerError
 
-BUSY = (429, 502, 503, 504)
-LONG = httpx.Timeout(10.0, read=1800.0)
+LONG = Patience(retries=5, first=2.0, longest=32.0, timeout=1800.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    http: httpx.AsyncClient
-    tries: int = 6
-    pause: float = 2.0  # seconds, and twice that after each further try
+    ponder: AsyncPonder
 
     async def search(self, body: Mapping[str, Any]) -> Trace:
         """The trace of a search. Raises `ServerError`."""
-        reply = await self._send("POST", "/v1/reason", body)
-        trace_id = reply.json()["trace_id"]
-        found = await self._send("GET", f"/v1/traces/{trace_id}")
+        trace_id = (await self._call("POST", "/v1/reason", body))["trace_id"]
+        found = await self._call("GET", f"/v1/traces/{trace_id}")
         try:
-            return decode(found.content, f"{self.http.base_url}, trace {trace_id!r}")
+            return decode(json.dumps(found).encode(), f"the server's trace {trace_id!r}")
         except TraceError as error:
             raise ServerError(error.message) from error
 
     async def serving(self) -> dict[Kind, dict[str, Any]]:
         """Version and folder of each model."""
-        said = (await self._send("GET", "/v1/weights")).json()
+        said = await self._call("GET", "/v1/weights")
         return {kind: said[kind] for kind in ("policy", "prm") if said.get(kind)}
 
     async def load(self, wanted: Mapping[Kind, str]) -> None:
@@ -51,28 +47,16 @@ class Client:
         if not body:
             return
         try:
-            await self._send("POST", "/v1/weights", body)
+            await self._call("POST", "/v1/weights", body)
         except ServerError as error:
             raise ReloadError(str(error)) from error
 
-    async def _send(
-        self, method: str, path: str, body: Mapping[str, Any] | None = None
-    ) -> httpx.Response:
+    async def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """Again after a while, where the server is busy or cannot be reached."""
-        for left in reversed(range(self.tries)):
-            try:
-                reply = await self.http.request(method, path, json=body, timeout=LONG)
-                if reply.status_code not in BUSY or not left:
-                    await asking.check(reply)
-                    return reply
-            except PonderError as error:
-                raise ServerError(f"{self.http.base_url}{path}: {error.message}") from error
-            except httpx.TransportError as error:
-                if not left:
-                    said = f"{type(error).__name__}: {error}"
-                    raise ServerError(f"{self.http.base_url}{path}: {said}") from error
-            await asyncio.sleep(self.pause * 2 ** (self.tries - 1 - left))
-        raise AssertionError("unreachable")
+        try:
+            return await self.ponder.call(method, path, body)
+        except PonderError as error:
+            raise ServerError(f"{path}: {error}") from error
 
 
 def differing(now: Mapping[Kind, Mapping[str, Any]], wanted: Mapping[Kind, str]) -> dict[str, str]:
@@ -86,5 +70,5 @@ def differing(now: Mapping[Kind, Mapping[str, Any]], wanted: Mapping[Kind, str])
 
 @asynccontextmanager
 async def connected(url: str, key: str | None) -> AsyncIterator[Client]:
-    async with asking.client(url, key) as http:
-        yield Client(http)
+    async with AsyncPonder(url, key, patience=LONG) as ponder:
+        yield Client(ponder)
