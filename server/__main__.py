@@ -111,7 +111,7 @@ def ask(
     budget_tokens: Annotated[int | None, typer.Option(help="Policy tokens, at most.")] = None,
     seed: int | None = None,
     deadline: Annotated[
-        float | None, typer.Option(help="Seconds in which to have the best answer so far.")
+        float | None, typer.Option(min=0.001, help="Seconds, in which to have the best answer.")
     ] = None,
     as_json: JsonOption = False,
     set_: SetOption = None,

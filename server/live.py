@@ -192,7 +192,8 @@ async def ask(url: str, api_key: str | None, question: str, asked: Asked, *, as_
     `ponder_client.PonderError`."""
     async with AsyncPonder(url, api_key, patience=PATIENCE) as ponder:
         if as_json:
-            reply = await ponder.reason(question, **{"include": ["steps", "scores"], **asked})
+            whole: Asked = {**asked, "include": ["steps", "scores"]}
+            reply = await ponder.reason(question, **whole)
             print(json.dumps(reply.model_dump(mode="json", exclude_unset=True), indent=2))
         else:
             await show(ponder.stream(question, **asked), question, Console())

@@ -58,7 +58,7 @@ USAGE = {
     "scorer_calls": 0,
     "seconds": 0.1,
 }
-ANSWER = {
+ANSWER: dict[str, Any] = {
     "content": "24",
     "reasoning": [],
     "final": None,
@@ -296,7 +296,7 @@ async def test_a_hanging_server_exceeds_the_deadline() -> None:
 async def test_a_stream_that_only_pings_exceeds_the_deadline() -> None:
     async def pinging(receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
-        gone = asyncio.create_task(receive())
+        gone = asyncio.ensure_future(receive())
         while not gone.done():
             await part(send, b": ping\n\n")
             await asyncio.wait([gone], timeout=0.02)
