@@ -22,7 +22,7 @@ from tests.valkey import Valkey
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    await soon(condition, 30)
+    await soon(condition, 120)
 
 
 @asynccontextmanager
@@ -57,7 +57,7 @@ async def compacted(valkey: Valkey, url: str | Path, **settings: Any) -> None:
 
 async def finished(valkey: Valkey, url: str | Path, *stores: SharedStore, **how: Any) -> None:
     """Compact until all that these replicas were given is in the archive."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while not all(shipped(store, 0)() for store in stores):
             await compacted(valkey, url, **how)
             await asyncio.sleep(0.02)

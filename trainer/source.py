@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-from urllib.parse import urldefrag
 
 import fsspec
 import pyarrow as pa
@@ -26,7 +25,7 @@ from server.traces.codec import decode
 from server.traces.feedback import Said, joined, parsed
 from server.traces.feedback_log import FeedbackLog, is_feedback
 from server.traces.schema import Trace
-from server.traces.stream import FEEDBACK, STREAM, TRACE, said_key
+from server.traces.stream import FEEDBACK, STREAM, TRACE, said_key, said_line
 from trainer.errors import DataError
 
 SUFFIXES = (spool.SUFFIX, table.SUFFIX)
@@ -143,7 +142,7 @@ def _newest_form(names: list[str]) -> list[str]:
 def _client(url: str) -> Iterator[tuple[redis.Redis, str]]:
     """A client, and the key of the stream: the URL's fragment, as in
     redis://host:6379/0#ponder:traces"""
-    address, key = urldefrag(url)
+    address, _, key = url.partition("#")
     try:
         client = redis.Redis.from_url(address, protocol=2)
         try:
@@ -164,10 +163,10 @@ def _said(urls: Sequence[str]) -> Said:
     said = Said()
     for url in urls:
         with _client(url) as (client, key):
-            lines: Any = client.hvals(said_key(key))
-        for line in b"".join(lines).splitlines():
+            members: Any = client.zrange(said_key(key), 0, -1)
+        for member in members:
             try:
-                said.take(parsed(line, _shown(url)))
+                said.take(parsed(said_line(member), _shown(url)))
             except TraceError as error:
                 raise DataError(str(error)) from error
     return said

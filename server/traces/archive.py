@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache, partial
 from pathlib import Path
@@ -82,7 +82,7 @@ class Archive:
         with boundary(TraceError, f"traces.store {self.url}"):
             self._files.makedirs(self._root, exist_ok=True)
 
-    def names(self) -> list[str]:
+    def names(self) -> Sequence[str]:
         """Every file's name without the folder, sorted."""
         with self._lock, boundary(TraceError, f"traces.store {self.url}"):
             self._files.invalidate_cache()
@@ -159,7 +159,7 @@ class Archive:
             self._said.take(feedback.parsed(line, f"{path}:{number}"))
         self._read.add(name)
 
-    def _newest_first(self) -> list[str]:
+    def _newest_first(self) -> Sequence[str]:
         return [name for name in reversed(self.names()) if name.endswith(SUFFIX)]
 
     def _tables(self, names: Iterable[str]) -> Iterator[Table]:
@@ -183,7 +183,7 @@ class Archive:
         path = self._path(name)
         if self.is_local:
             return Table(Path(path))
-        return Table(self._files.unstrip_protocol(path), partial(self._files.open, path, "rb"))
+        return Table(Path(path), partial(self._files.open, path, "rb"))
 
     def _path(self, name: str) -> str:
         return f"{self._root.rstrip('/')}/{name}"

@@ -14,10 +14,9 @@ from typing import Any
 from redis.exceptions import ResponseError
 
 from server.state.connection import Connection
-from server.traces.stream import ids_key, said_key, times_key
+from server.traces.stream import GROUP, ids_key, said_key, times_key
 
-GROUP = "compactor"
-END = "18446744073709551615-18446744073709551615"  # no entry comes after it
+END = "18446744073709551615-18446744073709551614"  # the last id but one: the last means ">"
 
 # KEYS: stream. ARGV: group, own name, milliseconds of silence after which a consumer is dead.
 # The number of entries taken over. Those who are dead and had nothing are forgotten.
@@ -73,13 +72,7 @@ for i = first, at - 1, 2 do
   end
 end
 for i = at, #ARGV, 2 do
-  local lines = redis.call('HGET', KEYS[4], ARGV[i]) or ''
-  local from, to = string.find(lines, ARGV[i + 1], 1, true)
-  if from then
-    lines = string.sub(lines, 1, from - 1) .. string.sub(lines, to + 1)
-    if lines == '' then redis.call('HDEL', KEYS[4], ARGV[i])
-    else redis.call('HSET', KEYS[4], ARGV[i], lines) end
-  end
+  redis.call('ZREM', KEYS[4], ARGV[i] .. ' ' .. ARGV[i + 1])
 end
 """
 
@@ -107,6 +100,10 @@ class Consumer:
     async def join(self) -> None:
         """Make the group, if this server has none: then it has lost it, or is new."""
         with self._connection.asking("the compactors' group") as redis:
+            if await redis.exists(self._key):
+                groups: Any = await redis.xinfo_groups(self._key)
+                if any(group["name"] == GROUP.encode() for group in groups):
+                    return
             try:
                 await redis.xgroup_create(self._key, GROUP, id="0", mkstream=True)
             except ResponseError as error:
@@ -123,11 +120,12 @@ class Consumer:
         """Have what is pending of a consumer that was silent for so long; how much that is."""
         words: list[Any] = [self._key, GROUP, self.name, int(1000 * seconds)]
         with self._connection.asking("taking over") as redis:
-            return int(await redis.eval(TAKE_OVER, 1, *words))  # type: ignore[misc]
+            taken: Any = await redis.eval(TAKE_OVER, 1, *words)
+            return int(taken)
 
     async def backlog(self) -> Backlog:
         with self._connection.asking("the stream's backlog") as redis:
-            found = await redis.eval(BACKLOG, 1, self._key, GROUP)  # type: ignore[misc]
+            found: Any = await redis.eval(BACKLOG, 1, self._key, GROUP)
         return Backlog(int(found[0]), float(found[1]) / 1000) if found else Backlog(0, 0.0)
 
     async def fresh(self, most: int) -> list[Entry]:
@@ -159,7 +157,7 @@ class Consumer:
             summary: Any = await redis.xpending(self._key, GROUP)
             if not summary["pending"]:
                 return []
-            rows = await redis.xpending_range(
+            rows: Any = await redis.xpending_range(
                 self._key, GROUP, "-", "+", summary["pending"], consumername=self.name
             )
         return [row["message_id"].decode() for row in rows]
@@ -177,4 +175,4 @@ class Consumer:
         words += [word for pair in traces for word in pair]
         words += [word for pair in records for word in pair]
         with self._connection.asking("acknowledging") as redis:
-            await redis.eval(COMMIT, 4, *keys, *words)  # type: ignore[misc]
+            await redis.eval(COMMIT, 4, *keys, *words)

@@ -101,6 +101,7 @@ class Shipper:
         self._records[path] = record = (feedback.trace_id, written(feedback))
         with suppress(StateError):  # then a later round does it
             await self._stream.say([record])
+            self._said.add(path)
 
     def _parts(self) -> list[Part]:
         """The segments that are this replica's: its own, and those that a dead one left."""
@@ -119,6 +120,7 @@ class Shipper:
             end = sent + len(lines)
             await self._stream.add(list(zip(segment.summaries[sent:end], lines, strict=True)))
             self._sent[path] = sent = end
+            self.streamed += len(lines)  # at most, until the next round
             self.unshipped = max(0, self.unshipped - len(lines))
 
     async def _say(self) -> None:

@@ -5,16 +5,17 @@
 
     :ids     hash   trace id -> entry id, space, summary as JSON
     :times   zset   trace id, by its creation in microseconds
-    :said    hash   trace id -> the lines of feedback on it
+    :said    zset   of score 0: trace id, space, a line of feedback on it
 
-A trace whose id is in `:ids` is not added again. Scripts make each change whole or not at all.
+What is there already is not added again. Scripts make each change whole or not at all. What the
+compactor calls works in a Redis whose memory is full, too: so the group is made with the stream.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -27,12 +28,18 @@ from server.traces.schema import Trace
 from server.traces.summary import ALL, Summary, Wanted
 
 STREAM = "ponder:traces"  # with the default prefix
+GROUP = "compactor"
 TRACE, FEEDBACK = b"trace", b"feedback"
 EPOCH = datetime.fromtimestamp(0, UTC)
 PAGE = 200  # summaries at once
 
+BEGIN = f"""
+if redis.call('EXISTS', KEYS[1]) == 0 then
+  redis.call('XGROUP', 'CREATE', KEYS[1], '{GROUP}', '0', 'MKSTREAM')
+end
+"""
 # KEYS: stream, ids, times. ARGV: of each trace its id, line, summary, microseconds.
-ADD = """
+ADD = f"""{BEGIN}
 for i = 1, #ARGV, 4 do
   if redis.call('HEXISTS', KEYS[2], ARGV[i]) == 0 then
     local entry = redis.call('XADD', KEYS[1], '*', 'trace', ARGV[i + 1])
@@ -42,12 +49,10 @@ for i = 1, #ARGV, 4 do
 end
 """
 # KEYS: stream, said. ARGV: of each record its trace's id and its line.
-SAY = """
+SAY = f"""{BEGIN}
 for i = 1, #ARGV, 2 do
-  local lines = redis.call('HGET', KEYS[2], ARGV[i]) or ''
-  if not string.find(lines, ARGV[i + 1], 1, true) then
+  if redis.call('ZADD', KEYS[2], 0, ARGV[i] .. ' ' .. ARGV[i + 1]) == 1 then
     redis.call('XADD', KEYS[1], '*', 'feedback', ARGV[i + 1])
-    redis.call('HSET', KEYS[2], ARGV[i], lines .. ARGV[i + 1])
   end
 end
 """
@@ -63,6 +68,14 @@ def times_key(stream: str) -> str:
 
 def said_key(stream: str) -> str:
     return f"{stream}:said"
+
+
+def said_member(trace_id: str, line: bytes) -> bytes:
+    return trace_id.encode() + b" " + line
+
+
+def said_line(member: bytes) -> bytes:
+    return member.partition(b" ")[2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,38 +108,38 @@ class TraceStream:
             words: list[Any] = []
             for (summary, line), there in zip(traces, present, strict=True):
                 if there is None:
-                    moment = (summary.created_at - EPOCH) // timedelta(microseconds=1)
-                    words += [summary.trace_id, line, summary.model_dump_json(), moment]
+                    words += [summary.trace_id, line, summary.model_dump_json()]
+                    words.append(_microseconds(summary.created_at))
             if words:
-                await redis.eval(ADD, 3, self.key, self._ids, self._times, *words)  # type: ignore[misc]
+                await redis.eval(ADD, 3, self.key, self._ids, self._times, *words)
 
     async def say(self, lines: Sequence[tuple[str, bytes]]) -> None:
         """Add records, each with its trace's id, but for those that are there."""
         with self._connection.asking("adding feedback") as redis:
             words = [word for record in lines for word in record]
-            await redis.eval(SAY, 2, self.key, self._said, *words)  # type: ignore[misc]
+            await redis.eval(SAY, 2, self.key, self._said, *words)
 
     async def has(self, trace_ids: Sequence[str]) -> Standing:
-        found, run = await self._standing(self._ids, trace_ids)
-        return Standing(run, tuple(entry is not None for entry in found))
+        """Whether traces are there."""
+        return await self._standing(lambda pipe: pipe.hmget(self._ids, list(trace_ids)))
 
     async def says(self, lines: Sequence[tuple[str, bytes]]) -> Standing:
-        found, run = await self._standing(self._said, [trace_id for trace_id, _ in lines])
-        pairs = zip(lines, found, strict=True)
-        return Standing(run, tuple(line in (said or b"") for (_, line), said in pairs))
+        """Whether records are there."""
+        members = [said_member(trace_id, line) for trace_id, line in lines]
+        return await self._standing(lambda pipe: pipe.zmscore(self._said, members))
 
-    async def _standing(self, key: str, fields: Sequence[str]) -> tuple[list[bytes | None], str]:
-        """What a hash has, and which server says so: in one step, or another may have begun."""
+    async def _standing(self, ask: Callable[[Any], object]) -> Standing:
+        """What there is, and which server says so: in one step, or another may have begun."""
         with self._connection.asking("the traces' stream") as redis:
             pipe = redis.pipeline(transaction=True)
-            pipe.hmget(key, list(fields))
+            ask(pipe)
             pipe.info("server")
             found, info = await pipe.execute()
-        return found, _run(info)
+        return Standing(_run(info), tuple(value is not None for value in found))
 
     async def trace(self, trace_id: str) -> Trace | None:
         with self._connection.asking(f"trace {trace_id!r}") as redis:
-            known = await redis.hget(self._ids, trace_id)  # type: ignore[misc]
+            known: Any = await redis.hget(self._ids, trace_id)
             if known is None:
                 return None
             entry = known.partition(b" ")[0].decode()
@@ -140,17 +153,22 @@ class TraceStream:
     async def about(self, trace_ids: Sequence[str]) -> Mapping[str, Records]:
         """The feedback on traces that is not compacted yet."""
         with self._connection.asking("feedback") as redis:
-            found = await _all_of(redis, self._said, trace_ids)
-        return {i: _records(lines, self._said) for i, lines in zip(trace_ids, found, strict=True)}
+            pipe = redis.pipeline(transaction=False)
+            for trace_id in trace_ids:
+                pipe.zrangebylex(self._said, f"[{trace_id} ", f"({trace_id}!")
+            found = await pipe.execute()
+        return {i: _records(rows, self._said) for i, rows in zip(trace_ids, found, strict=True)}
 
     async def list(self, wanted: Wanted = ALL, *, limit: int) -> tuple[Summary, ...]:
         """The newest first."""
         found: list[Summary] = []
         offset = 0
+        latest = "+inf" if wanted.after is None else _microseconds(wanted.after[0])
+        earliest = "-inf" if wanted.since is None else _microseconds(wanted.since)
         with self._connection.asking("listing traces") as redis:
             while len(found) < limit:
-                page = await redis.zrevrangebyscore(
-                    self._times, *_bounds(wanted), start=offset, num=PAGE
+                page: Any = await redis.zrevrangebyscore(
+                    self._times, latest, earliest, start=offset, num=PAGE
                 )
                 if not page:
                     break
@@ -169,16 +187,13 @@ async def _all_of(redis: Any, key: str, fields: Sequence[str | bytes]) -> Sequen
     return found
 
 
-def _records(lines: bytes | None, where: str) -> Records:
-    return tuple(parsed(line, where) for line in (lines or b"").splitlines())
+def _records(members: Iterable[bytes], where: str) -> Records:
+    return tuple(parsed(said_line(member), where) for member in members)
 
 
 def _summary(entry: bytes) -> Summary:
     return Summary.model_validate(json.loads(entry.partition(b" ")[2]))
 
 
-def _bounds(wanted: Wanted) -> Iterable[float | str]:
-    """The latest and the earliest moment, in microseconds."""
-    latest = wanted.after[0] if wanted.after else None
-    for moment, none in ((latest, "+inf"), (wanted.since, "-inf")):
-        yield none if moment is None else (moment - EPOCH) // timedelta(microseconds=1)
+def _microseconds(moment: datetime) -> int:
+    return (moment - EPOCH) // timedelta(microseconds=1)

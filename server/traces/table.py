@@ -201,7 +201,7 @@ class Table:
     `opened` opens it; without it `path` is on this machine.
     """
 
-    def __init__(self, path: Path | str, opened: Callable[[], Any] | None = None):
+    def __init__(self, path: Path, opened: Callable[[], Any] | None = None):
         self.path = path
         self._opened = opened or partial(pa.OSFile, str(path))
         with self._open() as file:
