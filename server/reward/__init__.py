@@ -18,7 +18,7 @@ from server.reward.composite import Gate, Product, Sum, Weighted
 from server.reward.confidence import Confidence
 from server.reward.consistency import Consistency
 from server.reward.judge import JudgeReward
-from server.reward.label import Label
+from server.reward.label import Label, taught
 from server.reward.models import GetsReady, Models
 from server.reward.orm import Orm
 from server.reward.process import Prm, Value
@@ -111,4 +111,4 @@ def default_reward(models: Models) -> Reward:
         return Orm()
     if models.policy.most_logprobs == 0:
         return Consistency()
-    return Label() if models.profile.label is not None else Confidence()
+    return Label() if taught(models) else Confidence()

@@ -43,6 +43,12 @@ class Label(Config):
         return LabelScorer(policy, good, bad, rule, f"label:{policy.name}", policy.version)
 
 
+def taught(models: Models) -> bool:
+    """Whether the policy's profile has labels, and this policy has them as tokens."""
+    labels, encode = models.profile.label, models.policy.tokenizer.encode
+    return labels is not None and all(len(encode(x)) == 1 for x in (labels.good, labels.bad))
+
+
 def _token(tokenizer: Tokenizer, label: str, param: str) -> int:
     ids = tokenizer.encode(label)
     if len(ids) != 1:
