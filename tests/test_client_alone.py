@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import shutil
 import sys
 import tomllib
 import venv
@@ -39,8 +40,12 @@ async def test_it_works_in_an_environment_of_its_own(tmp_path: Path) -> None:
     venv.create(tmp_path / "venv")
     python = tmp_path / "venv/bin/python"
     pins = ROOT / "constraints/cpu.txt"
+    # Building leaves files behind.
+    source = shutil.copytree(
+        CLIENT, tmp_path / "source", ignore=shutil.ignore_patterns("*.egg-info")
+    )
     pip = (sys.executable, "-m", "pip", "--python", python, "install", "--quiet")
-    await run(*pip, "--disable-pip-version-check", "-c", pins, CLIENT, folder=tmp_path)
+    await run(*pip, "--disable-pip-version-check", "-c", pins, source, folder=tmp_path)
     (tmp_path / "use.py").write_text(USE)
     async with serving(world()) as (host, port):
         url = f"http://{host}:{port}"

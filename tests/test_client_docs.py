@@ -116,7 +116,7 @@ def test_the_compiler_would_find_a_wrong_snippet() -> None:
 MODULES = [module.name for module in pkgutil.iter_modules(ponder_client.__path__)]
 
 
-def tested(url: str) -> int:
+def examples(url: str) -> int:
     """Runs all examples in docstrings; how many there are. Raises where one says otherwise."""
     finder, count = doctest.DocTestFinder(), 0
     with Ponder(url) as ponder:
@@ -135,4 +135,4 @@ def tested(url: str) -> int:
 
 async def test_docstrings() -> None:
     async with server() as url:
-        assert await asyncio.to_thread(tested, url) > 10
+        assert await asyncio.to_thread(examples, url) > 10
