@@ -43,7 +43,9 @@ async def ponder(*arguments: str, env: dict[str, str] | None = None) -> tuple[in
     return process.returncode, out.decode(), err.decode()
 
 
-@pytest.mark.parametrize("command", ["serve", "ask", "demo", "models", "config", "traces", "key"])
+@pytest.mark.parametrize(
+    "command", ["serve", "ask", "demo", "models", "config", "traces", "compact", "key"]
+)
 async def test_every_command_explains_itself(command: str) -> None:
     status, out, err = await ponder(command, "--help")
     assert (status, err) == (0, "")
@@ -189,12 +191,13 @@ async def test_a_model_that_is_not_there_is_told_at_once(tmp_path: Path) -> None
 
 
 @asynccontextmanager
-async def served(remote: Scripted, folder: Path) -> AsyncIterator[tuple[Process, str]]:
+async def served(remote: Scripted, folder: Path, *more: str) -> AsyncIterator[tuple[Process, str]]:
     """A serving process and its address."""
     settings = {"kind": "http", "url": remote.url, "model": "remote", "dialect": "chat"}
     process = await started(
         *("serve", "--port", "0", "--set", f"policy={json.dumps(settings)}"),
         *("--set", f"traces.folder={folder}"),
+        *more,
     )
     assert process.stderr is not None
     try:
