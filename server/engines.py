@@ -75,14 +75,17 @@ class Routing(Frozen):
     """How requests are spread over several servers of one model (`server/routing`)."""
 
     factor: float = Field(
-        1.25,
+        1.5,
         ge=1,
         description="a server is hot, and a search's requests spill over to its next one, from so "
         "many times the mean number of requests",
     )
-    floor: int = Field(32, ge=1, description="but not while it has fewer requests than this")
+    floor: int = Field(64, ge=1, description="but not while it has fewer requests than this")
     kv_high: float = Field(
-        0.9, gt=0, le=1, description="and also from this share of its KV cache in use"
+        0.9,
+        gt=0,
+        le=1,
+        description="and also from this share of its KV cache in use, if another has room",
     )
     moves: int = Field(
         2, ge=0, description="times that a request goes on at another server when its own fails"

@@ -254,7 +254,7 @@ def test_several_servers_of_one_model(file: Path) -> None:
     policy = load_settings(file, env).policy
     assert isinstance(policy, HttpSettings)
     assert policy.all_urls == ("http://a:8000/v1", "https://c/v1")
-    assert (policy.routing.floor, policy.routing.factor, policy.resolve_seconds) == (8, 1.25, 5)
+    assert (policy.routing.floor, policy.routing.factor, policy.resolve_seconds) == (8, 1.5, 5)
 
 
 @pytest.mark.parametrize(

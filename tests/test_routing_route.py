@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from server.config import HttpSettings
+from server.engines import Routing
 from server.errors import EngineDead, EngineError
 from server.routing.fleet import Fleet
 from server.routing.replica import Replica
@@ -27,11 +28,9 @@ def rank(servers: Fleet, key: bytes) -> tuple[Route, list[Replica]]:
 async def trio() -> AsyncIterator[Fleet]:
     """Three servers of which none runs, that are taken for up."""
     urls = [f"http://127.0.0.1:{port}/v1" for port in (1, 2, 3)]
-    servers = Fleet(
-        HttpSettings(url=urls[0], urls=tuple(urls[1:]), model="remote"),
-        error=EngineError,
-        dead=EngineDead,
-    )
+    routing = Routing(factor=1.25, floor=32)
+    settings = HttpSettings(url=urls[0], urls=tuple(urls[1:]), model="remote", routing=routing)
+    servers = Fleet(settings, error=EngineError, dead=EngineDead)
     await servers._find()
     for replica in servers.replicas:
         replica.up = True
@@ -59,6 +58,9 @@ async def test_a_full_cache_and_the_requests_of_others_are_hot_too(trio: Fleet) 
     route, (first, second, third) = rank(trio, b"k")
     first.gauges.used = 0.95
     assert route.choose() is second
+    second.gauges.used = 0.7
+    assert route.choose() is third, "what spills over needs room for its prefix"
+    second.gauges.used = 0.0
     second.gauges.others = 40
     assert route.choose() is third
     third.gauges.used = 0.9

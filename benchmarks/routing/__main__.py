@@ -42,7 +42,8 @@ KV_BYTES = 24 << 20  # each: 3 KiB a token, 8,000 tokens
 AT_ONCE = 24  # searches
 SEARCHES, QUICK = 96, 24  # of a round
 ROUNDS = 3
-FLOOR = 16  # requests: what one of these servers has to do when it is not hot
+FACTOR = 1.5  # the default
+FLOOR = 64  # requests: what one of these servers has to do when it is not hot
 METHODS: dict[str, Strategy] = {"beam 4x4": Beam(width=4, branch=4), "best-of-16": BestOfN(n=16)}
 COUNTERS = {
     "queries": "vllm:prefix_cache_queries_total",
@@ -88,7 +89,7 @@ async def two_servers() -> AsyncIterator[list[str]]:
         yield [first, second]
 
 
-def settings_of(urls: list[str], factor: float = 1.25) -> HttpSettings:
+def settings_of(urls: list[str], factor: float) -> HttpSettings:
     routing = {"floor": FLOOR, "factor": factor}
     known = {"url": urls[0], "urls": urls[1:], "model": MODEL, "priority": True}
     return HttpSettings.model_validate(known | {"routing": routing})
@@ -101,7 +102,7 @@ async def counters(urls: list[str]) -> dict[str, float]:
 async def measured(
     way: str, urls: list[str], strategy: Strategy, asked: list[list[Message]]
 ) -> Round:
-    http = settings_of(urls, NEVER if way == PINNED else 1.25)
+    http = settings_of(urls, NEVER if way == PINNED else FACTOR)
     engine = HttpEngine(http)
     await engine.start()
     limits = Limits(searches=AT_ONCE, queue=len(asked))
@@ -206,8 +207,10 @@ async def main() -> None:
         async with two_servers() as urls:
             if "ways" in chosen.only:
                 await compare_ways(report, urls, chosen.quick)
+                report.write(chosen.json)
             if "gateway" in chosen.only:
                 await size_gateway(report, urls, chosen.quick)
+                report.write(chosen.json)
     if "split" in chosen.only:
         await split_cache(report, chosen.quick)
     report.write(chosen.json)

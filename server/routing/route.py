@@ -16,6 +16,10 @@ from server.routing.hashing import bound, ranked
 from server.routing.replica import Admits, Replica, Standing
 from server.upstream import is_servers_fault
 
+# Of `kv_high`: what spills over has its prefix read, and kept, once more. Where all are nearly
+# full, that would only make them fuller.
+ROOMY = 0.75
+
 
 @runtime_checkable
 class Routed(Protocol):
@@ -75,11 +79,13 @@ class Route:
                     raise
 
     def _cool(self, live: Sequence[Replica]) -> Replica:
-        """The first that is not hot; where all caches are full, the first within its bound."""
+        """The first that is within its bound; if its cache is full, the next one that has room."""
         routing = self.fleet.settings.routing
         most = bound(sum(r.load for r in live) + 1, len(live), routing.factor, routing.floor)
         within = [r for r in live if r.load < most]
-        return next((r for r in within if r.gauges.used < routing.kv_high), within[0])
+        if within[0].gauges.used < routing.kv_high:
+            return within[0]
+        return next((r for r in within if r.gauges.used < ROOMY * routing.kv_high), within[0])
 
     def _order(self) -> list[Replica]:
         replicas = self.fleet.replicas
