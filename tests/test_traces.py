@@ -23,7 +23,7 @@ from server.traces import compact, spool
 from server.traces.codec import decode, encode
 from server.traces.index import Index
 from server.traces.schema import Trace
-from server.traces.summary import Summary
+from server.traces.summary import Summary, Wanted
 from server.traces.table import JSON_FIELDS, NODE, SCHEMA, VERSION_KEY, Table, TableWriter
 from tests.traces import TRACES, make_node, make_trace
 
@@ -221,7 +221,7 @@ def test_crash_in_compaction(tmp_path: Path, crash: Callable[[Path], None]) -> N
     segment = write_segment(tmp_path, traces, tail=b'{"torn')
     crash(segment)
     assert list(compact.read(tmp_path)) == traces
-    assert ids(Index(tmp_path).list(limit=9)) == [f"t{i}" for i in range(5)]
+    assert ids(Index(tmp_path).list(limit=9)) == [f"t{i}" for i in reversed(range(5))]
     assert list(compact.compact(tmp_path)) == [segment]
     assert list(compact.read(tmp_path)) == traces
     assert [p.suffix for p in tmp_path.iterdir()] == [".parquet"]
@@ -312,7 +312,7 @@ def test_list_is_the_sorted_filtered_whole(
             write_segment(Path(name), here)
             if place < 2:
                 list(compact.compact(Path(name)))
-        found = Index(Path(name)).list(limit=limit, since=since, strategy=strategy)
+        found = Index(Path(name)).list(Wanted(since, strategy), limit=limit)
     kept = [t for t in traces if since is None or t.created_at >= since]
     kept = [t for t in kept if strategy in (None, t.strategy["kind"])]
     times = sorted((t.created_at for t in kept), reverse=True)[:limit]
