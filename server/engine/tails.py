@@ -137,8 +137,9 @@ class TailScheduler(Scheduler):
         """Blocks that are to be free before requests are scheduled."""
         if not self.waiting:
             return self._least_free
-        first = cdiv(self.waiting.peek_request().num_tokens, self.block_size) + 1
-        return max(self._least_free, first + self.kv_cache_manager.watermark_blocks)
+        first: int = cdiv(self.waiting.peek_request().num_tokens, self.block_size) + 1
+        spare: int = self.kv_cache_manager.watermark_blocks
+        return max(self._least_free, first + spare)
 
     def _has_tail(self, request: Request, at: int) -> bool:
         manager = self.kv_cache_manager.coordinator.single_type_managers[0]
@@ -149,7 +150,8 @@ class TailScheduler(Scheduler):
     def _before(self, request: Request, tokens: int) -> Hashable:
         """What an unfinished block goes on from. The hash of a block covers all before it."""
         if tokens:
-            return request.block_hashes[tokens // self.block_size - 1]
+            whole: bytes = request.block_hashes[tokens // self.block_size - 1]
+            return whole
         lora = request.lora_request
         return (lora.lora_int_id if lora else 0, request.cache_salt)
 

@@ -17,6 +17,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from server.api.app import create_app
+from server.api.once import Once
 from server.config import HttpSettings, Limits, Settings, TraceSettings, VllmSettings
 from server.engine.http import HttpEngine
 from server.engine.vllm import VllmEngine
@@ -52,9 +53,10 @@ async def world(
     models = Models(engine, shipped()["reference"], prm)
     service = Service(configured, models, traces=traces, observer=metrics)
     watch(metrics, service, traces)
-    app = create_app(service, configured, traces, metrics)
+    once = Once(configured.idempotency, metrics)
+    app = create_app(service, configured, traces, metrics, once)
     try:
-        yield World(engine, service, configured, metrics, app)  # type: ignore[arg-type]
+        yield World(engine, service, configured, metrics, app, once)  # type: ignore[arg-type]
     finally:
         await traces.close()
 
