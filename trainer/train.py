@@ -165,8 +165,8 @@ def check_reporting(config: TrainConfig) -> None:
         if importlib.util.find_spec(name) is None:
             raise ConfigError(
                 f"report_to: {name} is not installed. Its newest, 0.43, asks for pillow below 13, "
-                "which vLLM's pins exceed: pip install --no-deps trackio gradio-client, then "
-                "pip install orjson brotli; tensorboard is always written"
+                "which vLLM's pins exceed, and runs with 13: pip install --no-deps trackio "
+                "gradio-client orjson brotli; tensorboard is always written"
             )
 
 
