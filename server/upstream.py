@@ -144,13 +144,16 @@ class Upstream:
     ) -> aiohttp.ClientResponse:
         """An open reply with status 2xx, or 404 to a GET."""
         left = self._settings.retries if retries is None else retries
-        wait = BACKOFF
+        wait, stale = BACKOFF, False
         while True:
             try:
                 response = await self._request(method, path, body, pin)
             except aiohttp.SocketTimeoutError:
                 raise  # it may be at work on it
             except (aiohttp.ClientConnectionError, aiohttp.ClientResponseError) as error:
+                if _is_stale(error) and not stale:
+                    stale = True
+                    continue
                 if left == 0:
                     raise self._dead(f"{path}: {type(error).__name__}: {error}") from error
                 delay = None
@@ -231,6 +234,14 @@ class Upstream:
         with suppress(ValueError):
             text = complaint(json.loads(text)) or text
         return f": {text[:MESSAGE]}" if text else ""
+
+
+def _is_stale(error: Exception) -> bool:
+    """Whether the server closed a connection that it had: perhaps one that was idle for long, at
+    the moment at which a request was sent. On a busy machine that is no failure."""
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return False
+    return isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError)
 
 
 def passing(status: int) -> bool:

@@ -50,7 +50,7 @@ def packed(server: Scripted) -> Reply:
 @asynccontextmanager
 async def prm(servers: Servers, **more: Any) -> AsyncIterator[HttpPrm]:
     known = {"model": "remote", "tokenizer": "models/prm", "retries": 0}
-    min(servers.all, key=name_of).will(verdicts(0.5))
+    min(servers.all, key=name_of).replies.appendleft(verdicts(0.5))
     settings = HttpSettings.model_validate(known | servers.urls | more)
     model = HttpPrm(settings, shipped()["reference"].prm)
     await model.start()

@@ -171,11 +171,12 @@ class Fleet:
         )
         return Replica(place, upstream, every=self._every, failed=self._count)
 
-    def _count(self, replica: Replica) -> None:
+    def _count(self, replica: Replica, error: PonderError) -> None:
         """Leave it alone, if it failed too often."""
         if replica.up and replica.in_a_row >= self.settings.routing.failures:
             self._rest(replica)
-            log.warning("%s failed %d times in a row", replica.name, replica.in_a_row)
+            why = f"{replica.in_a_row} failures in a row, the last: {error.message}"
+            log.warning("%s is left alone: %s", replica.name, why)
 
     def _rest(self, replica: Replica) -> None:
         now = asyncio.get_running_loop().time()

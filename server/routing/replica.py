@@ -40,7 +40,7 @@ class Replica:
         upstream: Upstream,
         *,
         every: float | None,
-        failed: Callable[[Replica], None],
+        failed: Callable[[Replica, PonderError], None],
     ):
         """Its metrics are read `every` so many seconds, if at all; `failed` is told of each failure
         that is its own."""
@@ -122,7 +122,7 @@ class Replica:
             if _is_failure(error):
                 self.failures += 1
                 self.in_a_row += 1
-                self._failed(self)
+                self._failed(self, error)
             raise
         else:
             self.in_a_row, self.patience = 0, 0.0

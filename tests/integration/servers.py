@@ -51,7 +51,7 @@ async def vllm_process(
     port: int | None = None,
     **environment: str,
 ) -> AsyncIterator[tuple[str, Process]]:
-    """The same, and its process, which leads a group of its own with its engine."""
+    """The same, and its process. Where that is killed, its engine notices and ends by itself."""
     port = port or free_port()
     command = ["-m", module, f"--model={model}", f"--port={port}"]
     with TemporaryFile() as output:
@@ -61,7 +61,6 @@ async def vllm_process(
             env=os.environ | ENVIRONMENT | environment,
             stdout=output,
             stderr=output,
-            start_new_session=True,
         )
         try:
             await healthy(f"http://127.0.0.1:{port}", process)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -100,7 +98,7 @@ async def outlives(pair: Pair, question: list[Message]) -> None:
 
     def kill(event: Event) -> None:
         if isinstance(event, StepEvent) and killed.returncode is None:
-            os.killpg(killed.pid, signal.SIGKILL)
+            killed.kill()
 
     outcome = await pair.search(question, BestOfN(n=48), listener=kill)
     await killed.wait()
