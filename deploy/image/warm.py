@@ -15,14 +15,15 @@ from tempfile import TemporaryDirectory
 import pyarrow
 import pyarrow.parquet
 import uvloop  # noqa: F401  (uvicorn chooses it when it runs)
+from transformers import CONFIG_MAPPING
 
 import server
 from server.engine.tokenizer import HFTokenizer
 from server.sandbox import math
 from server.types import Message
 
-# Models in the process: not for an image without them.
-ABSENT = {"vllm", "torch"}
+# What runs models in the process: not for an image without them.
+ABSENT = {"vllm", "torch", "zmq"}
 
 
 def main(sample: str) -> None:
@@ -34,6 +35,8 @@ def main(sample: str) -> None:
     for gold, answer in (("24", "\\frac{48}{2}"), ("x^2 - 1", "(x - 1)(x + 1)")):
         assert math.work({"gold": gold, "answer": answer, "bare": True})
     parquet()
+    sys.dont_write_bytecode = True
+    assert len([CONFIG_MAPPING[name] for name in CONFIG_MAPPING]) > 100  # of any model
 
 
 def imported(name: str) -> None:
