@@ -9,7 +9,7 @@ import asyncio
 import json
 import os
 import shlex
-from asyncio.subprocess import PIPE, STDOUT
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -31,16 +31,17 @@ def image(target: str) -> str:
 
 async def cli(*arguments: str) -> str:
     """What the command prints; `AssertionError` if it fails."""
-    status, output = await attempt(*arguments)
-    assert status == 0, f"{shlex.join([*CLI, *arguments])}\n{output}"
+    status, output, complaint = await attempt(*arguments)
+    assert status == 0, f"{shlex.join([*CLI, *arguments])}\n{output}\n{complaint}"
     return output
 
 
-async def attempt(*arguments: str) -> tuple[int, str]:
-    process = await asyncio.create_subprocess_exec(*CLI, *arguments, stdout=PIPE, stderr=STDOUT)
-    output, _ = await process.communicate()
+async def attempt(*arguments: str) -> tuple[int, str, str]:
+    """Its exit status, what it prints, and what it complains of."""
+    process = await asyncio.create_subprocess_exec(*CLI, *arguments, stdout=PIPE, stderr=PIPE)
+    output, complaint = await process.communicate()
     assert process.returncode is not None
-    return process.returncode, output.decode(errors="replace")
+    return process.returncode, output.decode(), complaint.decode(errors="replace")
 
 
 async def inspect(target: str) -> dict[str, Any]:
@@ -73,7 +74,8 @@ class Container:
         return (await attempt(*probe))[0] == 0
 
     async def logs(self) -> str:
-        return (await attempt("logs", self.id))[1]
+        _, output, complaint = await attempt("logs", self.id)
+        return output + complaint
 
     async def ready(self, seconds: float) -> None:
         async with httpx.AsyncClient(base_url=self.url) as http, asyncio.timeout(seconds):
