@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
@@ -51,7 +53,7 @@ async def vllm_process(
     port: int | None = None,
     **environment: str,
 ) -> AsyncIterator[tuple[str, Process]]:
-    """The same, and its process. Where that is killed, its engine notices and ends by itself."""
+    """The same, and its process; `kill` is for that."""
     port = port or free_port()
     command = ["-m", module, f"--model={model}", f"--port={port}"]
     with TemporaryFile() as output:
@@ -72,6 +74,14 @@ async def vllm_process(
             if process.returncode is None:
                 process.terminate()
             await process.wait()
+
+
+def kill(process: Process) -> None:
+    """At once, as when its machine is lost; and its engine, which is a process of its own."""
+    children = Path(f"/proc/{process.pid}/task").glob("*/children")
+    engines = [int(pid) for found in children for pid in found.read_text().split()]
+    for pid in (process.pid, *engines):
+        os.kill(pid, signal.SIGKILL)
 
 
 class NotStarted(Exception):

@@ -18,7 +18,7 @@ from server.search import Beam, BestOfN, Strategy
 from server.search.events import Event, StepEvent
 from server.service import Outcome, Service
 from server.types import Message
-from tests.integration.servers import POLICY, metric, vllm_process
+from tests.integration.servers import POLICY, kill, metric, vllm_process
 from tests.serving import until
 
 pytestmark = pytest.mark.vllm
@@ -93,21 +93,23 @@ async def stays_together(pair: Pair, question: list[Message]) -> None:
 
 async def outlives(pair: Pair, question: list[Message]) -> None:
     own, other = pair.homes(question)
-    killed = pair.processes[own]
+    killed, alive = pair.processes[own], True
     made = await metric(url(other), GENERATED)
 
-    def kill(event: Event) -> None:
-        if isinstance(event, StepEvent) and killed.returncode is None:
-            killed.kill()
+    def at_the_first_step(event: Event) -> None:
+        nonlocal alive
+        if isinstance(event, StepEvent) and alive:
+            alive = False
+            kill(killed)
 
-    outcome = await pair.search(question, BestOfN(n=48), listener=kill)
+    outcome = await pair.search(question, BestOfN(n=48), listener=at_the_first_step)
     await killed.wait()
     finished = [n for n in outcome.trace.nodes if n.status == "terminal"]
     assert outcome.trace.error is None and outcome.answers
     assert sum(n.multiplicity for n in finished) == 48
-    dead, alive = pair.standing(own), pair.standing(other)
+    dead, left = pair.standing(own), pair.standing(other)
     assert dead.moved > 0 and dead.failures >= dead.moved and not dead.up
-    assert (dead.running, alive.running) == (0, 0)
+    assert (dead.running, left.running) == (0, 0)
     # Of all that is counted, the one that lives made a part; what came of the other is the rest.
     made = await metric(url(other), GENERATED) - made
     assert 0 < made < outcome.usage.policy
