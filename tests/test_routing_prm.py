@@ -78,10 +78,11 @@ async def test_paths_that_a_server_fails_are_scored_by_the_next(servers: Servers
     servers.next.will(packed(servers.next))
     async with prm(servers) as model:
         search = model.routed(servers.key)
-        own = next(s for s in model.replicas() if s.name == name_of(servers.own))
-        begun = own.requests  # one, if it is the server that was tried at the start
+        # One, if it is the server that was tried at the start.
+        begun = next(s for s in model.replicas() if s.name == name_of(servers.own)).requests
         found = await asyncio.gather(*(search.rows((1, i), (1,)) for i in range(6)))
         assert [dict(rows.scores) for rows in found] == [{1: 1.0}] * 6
+        own = next(s for s in model.replicas() if s.name == name_of(servers.own))
         assert (own.requests - begun, own.failures, own.moved) == (1, 1, 6)
         servers.own.will(refusal(400, "too long"))
         with pytest.raises(ScorerError, match="too long"):
