@@ -66,8 +66,11 @@ RUN --mount=type=cache,target=/root/.cache/pip \
         --output-file /opt/sbom.cdx.json /opt/venv/bin/python
 
 FROM python AS cpu-base
-# Nothing but pip and its kind stands there.
-RUN rm -rf /usr/local/lib/python3*/site-packages/* /usr/local/lib/python3*/ensurepip \
+# vLLM places its threads and memory by libnuma. In site-packages stand pip and its kind alone.
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends libnuma1 \
+    && rm -rf /var/lib/apt/lists/* \
+    && rm -rf /usr/local/lib/python3*/site-packages/* /usr/local/lib/python3*/ensurepip \
         /usr/local/bin/pip* /usr/local/bin/wheel \
     && groupadd --gid 10001 ponder \
     && useradd --uid 10001 --gid 10001 --home-dir /var/lib/ponder --shell /usr/sbin/nologin ponder \
@@ -75,15 +78,15 @@ RUN rm -rf /usr/local/lib/python3*/site-packages/* /usr/local/lib/python3*/ensur
 COPY models /opt/ponder/models
 COPY configs /opt/ponder/configs
 COPY deploy/image/healthcheck.py /opt/ponder/healthcheck.py
+# Without a compiler, what torch would compile runs as it is written.
 ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \
+    TORCH_COMPILE_DISABLE=1 \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     USER=ponder \
     HOME=/var/lib/ponder \
     HF_HOME=/var/lib/ponder/huggingface \
     VLLM_CACHE_ROOT=/var/lib/ponder/cache/vllm \
-    TORCHINDUCTOR_CACHE_DIR=/var/lib/ponder/cache/inductor \
-    TRITON_CACHE_DIR=/var/lib/ponder/cache/triton \
     PONDER_CONFIG=/opt/ponder/configs/reference.yaml \
     PONDER_SERVER__HOST=0.0.0.0 \
     PONDER_TRACES__FOLDER=/var/lib/ponder/traces

@@ -23,7 +23,7 @@ make_base() {
   ln -s /usr/bin/python3 "$rootfs/usr/local/bin/python"
   mkdir -p "$rootfs"/usr/local/lib/python3.11/site-packages
   cp /etc/ssl/certs/ca-certificates.crt "$rootfs/etc/ssl/certs/ca-certificates.crt"
-  [ ! -e /etc/pip.conf ] || cp /etc/pip.conf "$rootfs/etc/pip.conf"
+  touch "$rootfs/etc/pip.conf"
   local cert=/etc/ssl/certs/ca-certificates.crt
   # shellcheck disable=SC2086
   tar -C "$rootfs" -c . | podman $where import \
@@ -36,8 +36,10 @@ mkdir -p "$store"
 # shellcheck disable=SC2086
 podman $where image exists "$name" || make_base >&2
 
-# Folders that pip's settings name as indexes or as places to look for wheels.
-volumes=
+# pip's settings, and the folders that they name as indexes or as places to look for wheels.
+{ echo "[global]" && python3 -m pip config list | sed -n "s/^global\.\(.*\)='\(.*\)'$/\1 = \2/p"; } \
+  >"$store/pip.conf"
+volumes=" --volume $store/pip.conf:/etc/pip.conf:ro"
 for place in $(python3 -m pip config list | grep -oE "/[^' ]+" | sed 's,^//,,' | sort -u); do
   folder=${place%/simple}
   [ ! -d "$folder" ] || volumes+=" --volume $folder:$folder:ro"
