@@ -1,17 +1,17 @@
 # One image a target:
-#   gateway   no models: speaks to remote engines
-#   cpu       vLLM for CPU in the process, with the shipped pair
-#   gpu       the same on vLLM's own image for CUDA
-#   trainer   traces to weights, on what ENGINE names: cpu or gpu
+#   gateway               no models: speaks to remote engines
+#   cpu                   vLLM for CPU in the process, with the shipped pair
+#   gpu                   the same on vLLM's own image for CUDA
+#   trainer, trainer-gpu  traces to weights, on either
 #
 #   docker build --target gateway --tag ponder-gateway --build-arg STORES=s3 .
 #   docker build --target cpu --tag ponder-cpu --build-arg TORCH_INDEX_URL=... .
 #
-# Without --target it is the gateway. All run as 10001 on a read-only root; they write to /var/lib/ponder and /tmp alone.
+# Without --target it is the gateway. All run as 10001 on a read-only root, and write to
+# /var/lib/ponder and /tmp alone.
 
 ARG PYTHON_VERSION=3.11
 ARG VLLM_VERSION=0.32.0
-ARG ENGINE=cpu
 # Extras of fsspec, for traces in remote stores: s3, gcs, abfs, such as s3,gcs.
 ARG STORES=
 
@@ -173,22 +173,36 @@ HEALTHCHECK --interval=10s --timeout=5s --start-period=600s \
 ENTRYPOINT ["ponder"]
 CMD ["serve"]
 
-# -- trainer
+# -- trainer, on either
 
-FROM ${ENGINE}-build AS trainer-build
-ARG ENGINE
-COPY --from=tools /opt/pip /opt/pip
+FROM cpu-build AS trainer-build
 RUN --mount=type=cache,target=/root/.cache/pip \
-    python3 "$(echo /opt/pip/pip-*.whl)/pip" --python /opt/venv/bin/python install \
-        --constraint "constraints/${ENGINE}.txt" "$(echo /wheels/ponder-*.whl)[train]"
-RUN /opt/tools/bin/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml \
+    /opt/tools/bin/pip --python /opt/venv/bin/python install --constraint constraints/cpu.txt \
+        "$(echo /wheels/ponder-*.whl)[train]" \
+    && /opt/tools/bin/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml \
         --output-file /opt/sbom.cdx.json /opt/venv/bin/python
 
-FROM ${ENGINE}-base AS trainer
+FROM cpu-base AS trainer
 COPY --from=trainer-build /opt/venv /opt/venv
 COPY --from=trainer-build /opt/sbom.cdx.json /opt/ponder/sbom.cdx.json
 LABEL org.opencontainers.image.title="ponder-trainer" \
-      org.opencontainers.image.description="Search traces into rows, rows into weights"
+      org.opencontainers.image.description="Search traces into rows, rows into weights, on CPU"
+HEALTHCHECK NONE
+ENTRYPOINT ["python3", "-m", "trainer"]
+CMD ["--help"]
+
+FROM gpu-build AS trainer-gpu-build
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python3 "$(echo /opt/pip/pip-*.whl)/pip" --python /opt/venv/bin/python install \
+        --constraint constraints/gpu.txt "$(echo /wheels/ponder-*.whl)[train]" \
+    && /opt/tools/bin/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml \
+        --output-file /opt/sbom.cdx.json /opt/venv/bin/python
+
+FROM gpu-base AS trainer-gpu
+COPY --from=trainer-gpu-build /opt/venv /opt/venv
+COPY --from=trainer-gpu-build /opt/sbom.cdx.json /opt/ponder/sbom.cdx.json
+LABEL org.opencontainers.image.title="ponder-trainer-gpu" \
+      org.opencontainers.image.description="Search traces into rows, rows into weights, on CUDA"
 HEALTHCHECK NONE
 ENTRYPOINT ["python3", "-m", "trainer"]
 CMD ["--help"]

@@ -9,7 +9,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-(($#)) || { echo "build.sh: name targets: gateway, cpu, gpu, trainer" >&2; exit 2; }
+(($#)) || { echo "build.sh: name targets: gateway, cpu, gpu, trainer, trainer-gpu" >&2; exit 2; }
 read -ra build <<<"${IMAGE_BUILD:-docker build}"
 read -ra options <<<"${IMAGE_OPTIONS:-}"
 version=$(sed -n 's/^version = "\(.*\)"$/\1/p' pyproject.toml)

@@ -24,6 +24,8 @@ make_base() {
   mkdir -p "$rootfs"/usr/local/lib/python3.11/site-packages
   cp /etc/ssl/certs/ca-certificates.crt "$rootfs/etc/ssl/certs/ca-certificates.crt"
   touch "$rootfs/etc/pip.conf"
+  # As in Debian's images: apt keeps no cache.
+  echo 'Dir::Cache::pkgcache ""; Dir::Cache::srcpkgcache "";' >"$rootfs/etc/apt/apt.conf.d/no-cache"
   local cert=/etc/ssl/certs/ca-certificates.crt
   # shellcheck disable=SC2086
   tar -C "$rootfs" -c . | podman $where import \

@@ -50,7 +50,14 @@ async def test_it_trains_on_what_was_searched(volume: str) -> None:
     )
     told = await trainer(
         *(volume, "train", "--config", "/opt/ponder/configs/train/sft.yaml", "--set", "steps=2"),
-        *("--set", f"rows={json.dumps([f'{STATE}/rows.parquet'])}", "--set", "batch=4"),
+        *(
+            "--set",
+            f"rows={json.dumps([f'{STATE}/rows.parquet'])}",
+            "--set",
+            "batch=4",
+            "--set",
+            "micro_batch=4",
+        ),
         *("--set", f"output={STATE}/run", "--set", "model=/opt/ponder/models/policy"),
     )
     made = await cli(
