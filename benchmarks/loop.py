@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import FOLDER, Report, arguments
+from server.published import KINDS
 from trainer.errors import TrainerError
 from trainer.loop import figures
 from trainer.loop.command import run
@@ -61,7 +62,7 @@ def row_of(told: dict[str, Any], samples: int) -> dict[str, Any]:
     """A round as a line of the table."""
     evaluation, search = told["evaluation"], told.get("search", {})
     trained = told.get("train-policy", {})
-    accepted = [kind for kind in ("policy", "prm") if told.get(f"publish-{kind}")]
+    accepted = [kind for kind in KINDS if kind in told.get("publish", {})]
     stages = [record for record in told.values() if isinstance(record, dict)]
     return {
         "round": told["round"],

@@ -1,5 +1,8 @@
 """Whether a candidate may be published: it and what serves now, asked the same by the same server.
 
+A policy and the PRM that was trained for it are one candidate: a PRM that never read what the new
+policy writes misleads its search.
+
 The server's app answers in this process, on no port. Both get the same problems with the same
 seeds; every row is kept by the versions that it is of, so that what was measured once (what serves
 now, when it was a candidate) is not measured again, and a gate that was killed goes on.
@@ -89,8 +92,7 @@ def book(root: Path, gate: Gate, tasks: list[Task], settings: Settings) -> Path:
 async def compare(
     client: Client,
     gate: Gate,
-    kind: Kind,
-    candidate: Path,
+    candidate: Mapping[Kind, Path],
     serving: Mapping[Kind, str],
     measuring: Measuring,
     tasks: list[Task],
@@ -100,7 +102,7 @@ async def compare(
     where there are any. Raises `ReloadError` if no server would take it."""
     await client.load(serving)
     before = await measuring.run(client, tasks, progress)
-    await client.load({**serving, kind: str(candidate)})
+    await client.load({**serving, **{kind: str(folder) for kind, folder in candidate.items()}})
     after = await measuring.run(client, tasks, progress)
     return {"gate": gate.model_dump(mode="json"), "candidate": after, "serving": before}
 
@@ -108,8 +110,7 @@ async def compare(
 async def report_on(
     config: Path,
     gate: Gate,
-    kind: Kind,
-    candidate: Path,
+    candidate: Mapping[Kind, Path],
     serving: Mapping[Kind, str],
     root: Path,
     progress: Progress,
@@ -121,6 +122,4 @@ async def report_on(
         stack.push_async_callback(grading.close)
         await grading.ready(tasks)
         measuring = Measuring(book(root, gate, tasks, server.settings), gate.measure, grading)
-        return await compare(
-            server.client, gate, kind, candidate, serving, measuring, tasks, progress
-        )
+        return await compare(server.client, gate, candidate, serving, measuring, tasks, progress)

@@ -6,7 +6,7 @@ with both: a search that finds what its PRM overrates shows there first.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -46,15 +46,23 @@ def divergence(answers: Sequence[Judged]) -> dict[str, float | int | None]:
     }
 
 
-def check(report: Mapping[str, Any], kind: Kind) -> None:
-    """Raises `GateError` if the candidate is worse than what serves, beyond the tolerance."""
+def measures(kinds: Iterable[Kind]) -> list[str]:
+    """The figures that such candidates are promoted by, each once."""
+    return list(dict.fromkeys(name for kind in kinds for name in MEASURES[kind]))
+
+
+def check(report: Mapping[str, Any], kinds: Iterable[Kind]) -> None:
+    """Raises `GateError` if what was measured together is worse than what serves, beyond the
+    tolerance."""
+    kinds = list(kinds)
     after, before = report["candidate"], report["serving"]
     tolerance = report["gate"]["tolerance"]
     worse = [
         f"{name} is {after[name]:.3f}, and {before[name]:.3f} of what serves"
-        for name in MEASURES[kind]
+        for name in measures(kinds)
         if after[name] < before[name] - tolerance
     ]
     if worse:
         said = "; ".join(worse)
-        raise GateError(f"this {kind} is not promoted: {said} (tolerance {tolerance:g})")
+        what = f"this {' and '.join(kinds)} {'is' if len(kinds) == 1 else 'are'} not promoted"
+        raise GateError(f"{what}: {said} (tolerance {tolerance:g})")

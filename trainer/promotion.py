@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -82,13 +83,13 @@ def find(root: Path, version: str) -> tuple[Kind, Path]:
     return found[0]
 
 
-def tell(url: str, key: str | None, kind: Kind, folder: Path) -> dict[str, Any]:
-    """Have a server go over to a version, if it does not follow by itself; what it serves then.
+def tell(url: str, key: str | None, versions: Mapping[Kind, Path]) -> dict[str, Any]:
+    """Have a server go over to these, if it does not follow by itself; what it serves then.
     Raises `ReloadError`."""
     headers = {"authorization": f"Bearer {key}"} if key else {}
     address = f"{url.rstrip('/').removesuffix('/v1')}/v1/weights"
     try:
-        body = {kind: str(folder.resolve())}
+        body = {kind: str(folder.resolve()) for kind, folder in versions.items()}
         reply = httpx.post(address, json=body, headers=headers, timeout=SECONDS)
         said = reply.json()
     except (httpx.HTTPError, ValueError) as error:

@@ -24,7 +24,7 @@ from trainer.announce import announce
 from trainer.errors import ConfigError, DataError
 from trainer.folder import ADAPTER, MODEL, REPORT, SETTINGS
 from trainer.gate import Gate, report_on
-from trainer.passing import MEASURES, check
+from trainer.passing import check, measures
 from trainer.promotion import install, newest, promote, tell
 from trainer.settings import load
 
@@ -52,26 +52,26 @@ def command(
     ] = None,
     admin_key: Annotated[str | None, typer.Option(envvar="PONDER_ADMIN_KEY")] = None,
 ) -> None:
-    """Publish a policy or a PRM: measure it, copy it, promote it."""
-    if (policy is None) == (prm is None):
-        raise ConfigError("give --policy or --prm, one of them")
+    """Publish a policy, a PRM, or one with the other: measure, copy, promote."""
+    given: dict[Kind, Path | None] = {"policy": policy, "prm": prm}
+    runs = {kind: folder for kind, folder in given.items() if folder is not None}
+    if not runs:
+        raise ConfigError("give --policy, --prm or both")
     if (config is None) != ungated:
         raise ConfigError("give --config, with which the gate measures, or --ungated")
-    kind: Kind = "policy" if policy is not None else "prm"
-    folder = policy or prm
-    assert folder is not None
-    source, told = described(folder, adapter=adapter)
-    check_finite(source)
-    report = (
-        None if config is None else gated(config, load(Gate, None, gate or ()), kind, source, to)
-    )
-    version = publish(to, source, kind, report, told)
-    typer.echo(f"{kind} {version.name} is promoted in {to}")
-    if redis is not None:
-        announce(redis, kind, version)
+    found = {kind: described(folder, adapter=adapter) for kind, folder in runs.items()}
+    sources = {kind: source for kind, (source, _) in found.items()}
+    for source in sources.values():
+        check_finite(source)
+    report = None if config is None else gated(config, load(Gate, None, gate or ()), sources, to)
+    versions = {k: publish(to, source, k, report, told) for k, (source, told) in found.items()}
+    for kind, version in versions.items():
+        typer.echo(f"{kind} {version.name} is promoted in {to}")
+        if redis is not None:
+            announce(redis, kind, version)
     if server is not None:
-        tell(server, admin_key, kind, version)
-        typer.echo(f"{server} serves it")
+        tell(server, admin_key, versions)
+        typer.echo(f"{server} serves {' and '.join(v.name for v in versions.values())}")
 
 
 def publish(
@@ -121,7 +121,7 @@ def check_finite(source: Path) -> None:
             raise DataError(f"{file}: {bad[0]} has weights that are NaN or infinite")
 
 
-def gated(config: Path, gate: Gate, kind: Kind, source: Path, root: Path) -> dict[str, Any]:
+def gated(config: Path, gate: Gate, candidate: Mapping[Kind, Path], root: Path) -> dict[str, Any]:
     """The report of a candidate that stands. Raises `GateError`."""
     serving: dict[Kind, str] = {k: str(p.folder) for k, p in newest(root).items()}
     with Progress() as bar:
@@ -130,11 +130,11 @@ def gated(config: Path, gate: Gate, kind: Kind, source: Path, root: Path) -> dic
         def told(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
 
-        report = asyncio.run(report_on(config, gate, kind, source, serving, root, told))
-    for name in MEASURES[kind]:
+        report = asyncio.run(report_on(config, gate, candidate, serving, root, told))
+    for name in measures(candidate):
         after, before = report["candidate"][name], report["serving"][name]
         typer.echo(f"{name}: {after:.3f}, and {before:.3f} of what serves")
-    check(report, kind)
+    check(report, candidate)
     return report
 
 

@@ -30,5 +30,5 @@ def command(
     if redis is not None:
         announce(redis, kind, folder)
     if server is not None:
-        tell(server, admin_key, kind, folder)
+        tell(server, admin_key, {kind: folder})
         typer.echo(f"{server} serves it")

@@ -130,16 +130,20 @@ async def test_a_loop_that_is_killed_while_it_trains_goes_on(tmp_path: Path) -> 
 
 
 def check_round(out: Path, ended: dict[str, Any]) -> None:
-    policy, prm = ended["1/publish-policy"]["version"], ended["1/publish-prm"]["version"]
+    policy, prm = (ended["1/publish"][kind]["version"] for kind in KINDS)
     base = {kind: ended["0/base"][kind]["version"] for kind in KINDS}
     assert base["policy"] != policy and base["prm"] != prm
     assert ended["0/evaluation"]["versions"] == base
     assert ended["1/evaluation"]["versions"] == {"policy": policy, "prm": prm}
-    assert ended["1/gate-prm"]["candidate"]["versions"]["prm"] == prm
+    assert ended["1/gate"]["candidate"]["versions"] == {"policy": policy, "prm": prm}
     traces = list(compact.read(out / "round-01" / "traces"))
     assert len(traces) == 24
     assert {t.versions.policy_version for t in traces} == {base["policy"]}
     assert ended["1/search"]["traces"] == 24 and 0 < ended["1/search"]["right"] < 1
+    rollouts = list(compact.read(out / "round-01" / "rollouts"))
+    assert {t.versions.policy_version for t in rollouts} == {policy}, "not yet published"
+    assert len(rollouts) == ended["1/rollouts"]["traces"] == 12
+    assert not {t.seed for t in rollouts} & {t.seed for t in traces}
     for kind in KINDS:
         (version,) = promoted(out / "weights", kind)
         manifest = manifest_of(version.folder)

@@ -63,7 +63,7 @@ class Judge:
                 self.asked.append(done)
 
         path = self.folder / candidate
-        return await compare(self.client, GATE, "policy", path, now, self.measuring, TASKS, told)
+        return await compare(self.client, GATE, {"policy": path}, now, self.measuring, TASKS, told)
 
 
 @pytest.fixture
@@ -91,11 +91,11 @@ async def test_a_better_candidate_passes_and_a_worse_one_is_named(judge: Judge) 
     assert report["serving"]["versions"]["policy"] == "v1"
     assert 0 < report["serving"]["pass_at_1"] < 0.7 and report["serving"]["search_tokens"] > 0
     assert (report["candidate"]["pass_at_1"], report["candidate"]["search"]) == (1.0, 1.0)
-    check(report, "policy")
+    check(report, ["policy"])
     dull = await judge.on("dull", "wise")
     assert dull["serving"]["versions"]["policy"] == "wise"
     with pytest.raises(GateError, match=r"pass_at_1 is 0\.000, and 1\.000 .* \(tolerance 0\.02"):
-        check(dull, "policy")
+        check(dull, ["policy"])
 
 
 async def test_what_was_measured_once_is_not_measured_again(judge: Judge) -> None:

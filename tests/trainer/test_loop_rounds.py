@@ -28,7 +28,7 @@ from trainer.loop import figures
 from trainer.loop.children import Children
 from trainer.loop.config import Gate, Learning, Loop, Measure, Run, Serve, TaskFiles
 from trainer.loop.learn import Learner
-from trainer.loop.rounds import Rounds
+from trainer.loop.rounds import TRACES, Rounds
 from trainer.loop.search import Progress
 from trainer.loop.server import Server
 from trainer.loop.state import Record, State
@@ -90,10 +90,10 @@ class Drilled(Rounds):
             (run / REPORT).write_text(json.dumps({"steps": 1, "log": []}))
         return {"folder": str(run), "objective": what}
 
-    async def _compile(self, learner: Learner, number: int) -> Record:
+    async def _compile(self, learner: Learner, number: int, traces: str = TRACES) -> Record:
         # The fakes' ids are of no tokenizer that has labels.
         labels = learner.how.objective.kind == "labels"
-        return {"rows": 0} if labels else await super()._compile(learner, number)
+        return {"rows": 0} if labels else await super()._compile(learner, number, traces)
 
 
 def loop_of(folder: Path, **changes: Any) -> Loop:
@@ -183,16 +183,16 @@ async def test_each_round_that_is_better_is_promoted(tmp_path: Path) -> None:
 
 async def test_what_is_worse_is_refused_and_what_served_goes_on(tmp_path: Path) -> None:
     stages, rounds = await ran(loop_of(tmp_path), (8, 1, 9))
-    assert not stages["2/gate-policy"]["accepted"]
-    assert "is not promoted" in stages["2/gate-policy"]["why"]
-    assert "2/publish-policy" not in stages
-    first = stages["1/publish-policy"]["version"]
+    assert not stages["2/gate"]["accepted"]
+    assert "is not promoted" in stages["2/gate"]["why"]
+    assert "2/publish" not in stages
+    first = stages["1/publish"]["policy"]["version"]
     assert stages["2/evaluation"]["versions"]["policy"] == first
     assert stages["3/search"]["versions"] == [first]
-    assert stages["3/gate-policy"]["serving"] == stages["1/gate-policy"]["candidate"]
+    assert stages["3/gate"]["serving"] == stages["1/gate"]["candidate"]
     assert [p.version for p in promoted(tmp_path / "out" / "weights", "policy")] == [
         first,
-        stages["3/publish-policy"]["version"],
+        stages["3/publish"]["policy"]["version"],
     ]
     # The round that was refused gained nothing: the next one learns in another way.
     assert rounds.trained[-1] == (3, "reinforce", first)
@@ -212,8 +212,8 @@ async def test_labels_are_learned_by_what_was_trained_and_before_the_gate(tmp_pa
     stages, rounds = await ran(loop_of(tmp_path, rounds=1, labels=labels), (8,))
     assert rounds.trained == [(1, "expert_iteration", "v1"), (1, "labels", MODEL)]
     names = [name for name in stages if name.startswith("1/")]
-    assert names[3:6] == ["1/compile-labels", "1/train-labels", "1/gate-policy"]
-    folder = Path(stages["1/publish-policy"]["folder"])
+    assert names[3:6] == ["1/compile-labels", "1/train-labels", "1/gate"]
+    folder = Path(stages["1/publish"]["policy"]["folder"])
     run = Path(stages["1/train-labels"]["folder"])
     assert json.loads((folder / "manifest.json").read_text())["config"]["model"].endswith(MODEL)
     assert run.parent.name == "labels"
@@ -221,7 +221,7 @@ async def test_labels_are_learned_by_what_was_trained_and_before_the_gate(tmp_pa
 
 async def test_the_same_weights_are_measured_once(tmp_path: Path) -> None:
     stages, _ = await ran(loop_of(tmp_path, rounds=2), (8, 1))
-    assert not stages["2/gate-policy"]["accepted"]
+    assert not stages["2/gate"]["accepted"]
     again, before = stages["2/evaluation"], stages["1/evaluation"]
     assert {**again, "seconds": 0} == {**before, "seconds": 0}
     rows = (tmp_path / "out" / "evaluation.jsonl").read_text().splitlines()
@@ -235,7 +235,7 @@ async def test_more_tasks_a_round_than_there_are_is_refused(tmp_path: Path) -> N
 
 async def test_without_a_gate_everything_is_promoted(tmp_path: Path) -> None:
     stages, _ = await ran(loop_of(tmp_path, gate=None, rounds=2), (8, 1))
-    assert stages["2/publish-policy"]["version"] == stages["2/evaluation"]["versions"]["policy"]
+    assert stages["2/publish"]["policy"]["version"] == stages["2/evaluation"]["versions"]["policy"]
     assert "0/gate" not in stages
 
 

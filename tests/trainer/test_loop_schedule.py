@@ -67,18 +67,15 @@ def record(**figures: Any) -> dict[str, Any]:
 STAGES: dict[str, Any] = {
     "0/base": {"policy": {"folder": "/p0"}, "prm": {"folder": "/r0"}},
     "0/gate": {"pass_at_1": 0.1, "search": 0.6},
-    "1/gate-policy": record(pass_at_1=0.3, search=0.7),
-    "1/publish-policy": {"folder": "/p1"},
-    "1/gate-prm": {**record(pass_at_1=0.31, search=0.5), "accepted": False},
-    "2/gate-policy": {**record(pass_at_1=0.2, search=0.6), "accepted": False},
-    "2/gate-prm": record(pass_at_1=0.32, search=0.75),
-    "2/publish-prm": {"folder": "/r2"},
+    "1/gate": record(pass_at_1=0.3, search=0.7),
+    "1/publish": {"policy": {"folder": "/p1"}, "prm": {"folder": "/r1"}, "seconds": 1.0},
+    "2/gate": {**record(pass_at_1=0.2, search=0.6), "accepted": False},
 }
 
 
 def test_what_serves_is_what_was_promoted_last() -> None:
     standing = Standing(STAGES)
-    assert standing.now() == {"policy": "/p1", "prm": "/r2"}
+    assert standing.now() == {"policy": "/p1", "prm": "/r1"}
     assert standing.base("policy") == "/p0"
     first = Standing({name: STAGES[name] for name in ("0/base", "0/gate")})
     assert first.now() == {"policy": "/p0", "prm": "/r0"}
@@ -87,7 +84,7 @@ def test_what_serves_is_what_was_promoted_last() -> None:
 
 def test_what_was_refused_counts_for_nothing() -> None:
     standing = Standing(STAGES)
-    assert standing.held() == {"pass_at_1": 0.32, "search": 0.75}
+    assert standing.held() == {"pass_at_1": 0.3, "search": 0.7}
     assert standing.risen(2) == [0.1, 0.3, 0.3]
     assert standing.phase(2, 1.0, 2) == 0
     assert standing.phase(3, 1.0, 2) == 1

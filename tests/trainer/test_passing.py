@@ -16,12 +16,19 @@ def report(after: dict[str, float], before: dict[str, float], tolerance: float) 
 
 def test_the_tolerance_and_what_a_prm_is_measured_by() -> None:
     worse = {"pass_at_1": 0.1, "search": 0.69}, {"pass_at_1": 0.3, "search": 0.70}
-    check(report(*worse, tolerance=0.02), "prm")
+    check(report(*worse, tolerance=0.02), ["prm"])
     with pytest.raises(GateError, match="pass_at_1"):
-        check(report(*worse, tolerance=0.02), "policy")
+        check(report(*worse, tolerance=0.02), ["policy"])
     with pytest.raises(GateError, match="search"):
-        check(report(*worse, tolerance=0.005), "prm")
-    check(report(*worse, tolerance=0.2), "policy")
+        check(report(*worse, tolerance=0.005), ["prm"])
+    check(report(*worse, tolerance=0.2), ["policy"])
+
+
+def test_a_pair_stands_or_falls_by_all_that_either_is_measured_by() -> None:
+    worse = {"pass_at_1": 0.1, "search": 0.6}, {"pass_at_1": 0.3, "search": 0.7}
+    said = "this policy and prm are not promoted: pass_at_1 .*; search is 0.600, and 0.700"
+    with pytest.raises(GateError, match=said):
+        check(report(*worse, tolerance=0.02), ["policy", "prm"])
 
 
 def test_divergence_by_hand() -> None:

@@ -59,6 +59,13 @@ def test_a_model_becomes_a_version_that_a_server_takes(model: Path, tmp_path: Pa
     assert sorted(p.name for p in (root / "policy").iterdir()) == sorted([first, second])
 
 
+def test_a_policy_and_the_prm_for_it_are_published_together(model: Path, tmp_path: Path) -> None:
+    root, prm = tmp_path / "weights", changed(model, tmp_path / "prm")
+    published(root, model, "--prm", str(prm))
+    now = {kind: found.version for kind, found in newest(root).items()}
+    assert now == {"policy": fingerprint(str(model)), "prm": fingerprint(str(prm))}
+
+
 def test_publishing_the_same_again_promotes_it_again(model: Path, tmp_path: Path) -> None:
     root, new = tmp_path / "weights", changed(model, tmp_path / "new")
     first = published(root, model)
@@ -141,7 +148,6 @@ def test_a_weight_that_is_no_number(model: Path, tmp_path: Path) -> None:
     "words",
     [
         ("--ungated",),
-        ("--policy", ".", "--prm", ".", "--ungated"),
         ("--policy", "."),
         ("--policy", ".", "--config", "x.yaml", "--ungated"),
     ],
@@ -186,11 +192,11 @@ def test_a_server_is_told(tmp_path: Path, status: int) -> None:
         thread.start()
         url = f"http://127.0.0.1:{server.server_port}/v1"
         if status == 200:
-            assert tell(url, "key", "policy", tmp_path) == {"policy": {"version": "x"}}
+            assert tell(url, "key", {"policy": tmp_path}) == {"policy": {"version": "x"}}
         else:
             with pytest.raises(ReloadError, match="HTTP 400: no"):
-                tell(url, "key", "policy", tmp_path)
+                tell(url, "key", {"policy": tmp_path})
         thread.join()
         assert handler.seen == [("/v1/weights", "Bearer key", {"policy": str(tmp_path)})]
     with pytest.raises(TrainerError, match="/v1/weights"):
-        tell(url, None, "policy", tmp_path)
+        tell(url, None, {"policy": tmp_path})

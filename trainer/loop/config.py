@@ -146,6 +146,16 @@ class Learning(Run):
         return self
 
 
+class Refresh(Learning):
+    """How the PRM follows the policy. Both pass the gate together, or neither does."""
+
+    searches: tuple[Asked, ...] = Field(
+        (),
+        description="of the policy that the round trained, on its tasks: what the PRM learns of "
+        "then; unset: of the round's own searches, which the policy before it wrote",
+    )
+
+
 class Loop(Frozen):
     """One loop. With the same settings and the same `out` it goes on where it stopped."""
 
@@ -171,7 +181,7 @@ class Loop(Frozen):
     labels: Run | None = Field(
         None, description="of the policy's label tokens, after each of its trainings"
     )
-    prm: Learning | None = Field(None, description="refreshed each round from the same traces")
+    prm: Refresh | None = Field(None, description="refreshed each round, after the policy")
     gate: Gate | None = Gate()
     evaluate: Measure = Measure()
     weights: Path | None = Field(None, description="where versions are published; out/weights")

@@ -1,9 +1,9 @@
 """A loop: rounds of search, training, gate, publication and measurement, each stage done once.
 
     base      what serves first: its versions, and its figures
-    N/search  N/compile-policy N/train-policy N/gate-policy N/publish-policy
-              (N/compile-labels N/train-labels before the gate)
-              N/compile-prm    N/train-prm    N/gate-prm    N/publish-prm    N/evaluation
+    N/search    N/compile-policy  N/train-policy  (N/compile-labels  N/train-labels)
+    N/rollouts  N/compile-prm     N/train-prm     of what the new policy writes
+    N/gate      N/publish         the two as one  N/evaluation
 
 A stage that is on record is skipped; one that was broken off goes on with the traces, rows of
 figures or checkpoints that it left.
@@ -25,7 +25,7 @@ from trainer.held_out import HeldOut, Texts
 from trainer.loop import figures
 from trainer.loop.children import Children
 from trainer.loop.client import Client, connected
-from trainer.loop.config import Learning, Loop, Measure, Run, TaskFiles
+from trainer.loop.config import Asked, Learning, Loop, Measure, Refresh, Run, TaskFiles
 from trainer.loop.learn import Learner
 from trainer.loop.measure import Measuring
 from trainer.loop.schedule import chosen
@@ -37,6 +37,9 @@ from trainer.loop.tasks import Grading, Task, TaskSets
 from trainer.passing import check
 from trainer.publish import check_finite, described, publish
 from trainer.reference.tasks import write as write_game24
+
+Runs = dict[Kind, Path]  # the folders of what a round has trained
+TRACES, ROLLOUTS = "traces", "rollouts"  # of the round's searches; of its new policy
 
 
 @dataclass
@@ -66,9 +69,12 @@ class Rounds:
 
     async def _round(self, number: int) -> None:
         await self._stage(f"{number}/search", partial(self._search, number))
-        await self._learn(number, "policy", self.settings.policy[self._phase(number)])
+        runs: Runs = {"policy": await self._renewed(number)}
         if self.settings.prm is not None:
-            await self._learn(number, "prm", self.settings.prm)
+            runs["prm"] = await self._refreshed(number, self.settings.prm, runs)
+        verdict = await self._stage(f"{number}/gate", partial(self._gate, number, runs))
+        if verdict["accepted"]:
+            await self._stage(f"{number}/publish", partial(self._publish, runs, verdict))
         await self._evaluate(number)
 
     async def _evaluate(self, number: int) -> None:
@@ -77,24 +83,33 @@ class Rounds:
         if problem:
             self.say(problem)
 
-    async def _learn(self, number: int, kind: Kind, how: Learning) -> None:
-        at, learner = f"{number}/{{}}-{kind}", self._learner(number, kind, how)
-        await self._stage(at.format("compile"), partial(self._compile, learner, number))
-        trained = await self._stage(at.format("train"), partial(self._train, learner, kind, number))
-        if kind == "policy" and self.settings.labels is not None:
-            trained = await self._label(number, self.settings.labels, Path(trained["folder"]))
-        run = Path(trained["folder"])
-        verdict = await self._stage(at.format("gate"), partial(self._gate, number, kind, run))
-        if verdict["accepted"]:
-            await self._stage(at.format("publish"), partial(self._publish, kind, run, verdict))
+    async def _renewed(self, number: int) -> Path:
+        """The run of the round's policy."""
+        run = await self._learn(number, "policy", self.settings.policy[self._phase(number)])
+        return run if self.settings.labels is None else await self._label(number, run)
 
-    async def _label(self, number: int, how: Run, run: Path) -> Record:
+    async def _refreshed(self, number: int, how: Refresh, runs: Runs) -> Path:
+        """The run of the PRM that goes with it: its labels are what the new policy comes to from
+        each step (arXiv 2312.08935), on what it writes itself."""
+        if how.searches:
+            await self._stage(f"{number}/{ROLLOUTS}", partial(self._rollouts, number, how, runs))
+        return await self._learn(number, "prm", how, ROLLOUTS if how.searches else TRACES)
+
+    async def _learn(self, number: int, kind: Kind, how: Learning, traces: str = TRACES) -> Path:
+        at, learner = f"{number}/{{}}-{kind}", self._learner(number, kind, how)
+        await self._stage(at.format("compile"), partial(self._compile, learner, number, traces))
+        trained = await self._stage(at.format("train"), partial(self._train, learner, kind, number))
+        return Path(trained["folder"])
+
+    async def _label(self, number: int, run: Path) -> Path:
         """The policy that was trained says again how good its steps are: what it learned is not
         what its labels were learned of."""
-        learner = self._learner(number, "labels", how)
+        assert self.settings.labels is not None
+        learner = self._learner(number, "labels", self.settings.labels)
         await self._stage(f"{number}/compile-labels", partial(self._compile, learner, number))
         begin = str(described(run)[0])
-        return await self._stage(f"{number}/train-labels", partial(self._run, learner, begin))
+        told = await self._stage(f"{number}/train-labels", partial(self._run, learner, begin))
+        return Path(told["folder"])
 
     def _learner(self, number: int, name: str, how: Run) -> Learner:
         folder = self._folder(number) / name
@@ -121,21 +136,27 @@ class Rounds:
         return {str(kind): told for kind, told in serving.items()}
 
     async def _search(self, number: int) -> Record:
-        settings = self.settings
         client = await self._serving()
-        tasks = chosen(self.tasks.train, settings.per_round, number - 1, settings.seed)
-        searches = Searches(
-            self._folder(number) / "traces",
-            settings.searches,
-            settings.seed * 1000 + number,
-            settings.at_once,
-            self.grading,
-        )
-        return await searches.run(client, tasks, self.bar(f"{number}/search"))
+        return await self._searched(client, number, TRACES, self.settings.searches)
 
-    async def _compile(self, learner: Learner, number: int) -> Record:
+    async def _rollouts(self, number: int, how: Refresh, runs: Runs) -> Record:
+        async with self._taking({"policy": runs["policy"]}) as client:
+            return await self._searched(client, number, ROLLOUTS, how.searches)
+
+    async def _searched(
+        self, client: Client, number: int, name: str, asked: Sequence[Asked]
+    ) -> Record:
+        settings = self.settings
+        tasks = chosen(self.tasks.train, settings.per_round, number - 1, settings.seed)
+        # Others than the round's own, of the same tasks.
+        seed = settings.seed * 1000 + number + (500 if name == ROLLOUTS else 0)
+        folder = self._folder(number) / name
+        searches = Searches(folder, asked, seed, settings.at_once, self.grading)
+        return await searches.run(client, tasks, self.bar(f"{number}/{name}"))
+
+    async def _compile(self, learner: Learner, number: int, traces: str = TRACES) -> Record:
         first = max(1, number - learner.how.rounds + 1)
-        folders = [str(self._folder(n) / "traces") for n in range(first, number + 1)]
+        folders = [str(self._folder(n) / traces) for n in range(first, number + 1)]
         report = await learner.compile(
             [*folders, *self.settings.also], self._kept_out(), self.settings.profile
         )
@@ -154,33 +175,32 @@ class Rounds:
         await self.server.rest()
         return {"objective": learner.how.objective.kind, **await learner.train(begin, like)}
 
-    async def _gate(self, number: int, kind: Kind, run: Path) -> Record:
-        source, _ = described(run)
-        await asyncio.to_thread(check_finite, source)
+    async def _gate(self, number: int, runs: Runs) -> Record:
+        for run in runs.values():
+            await asyncio.to_thread(check_finite, described(run)[0])
         gate = self.settings.gate
         if gate is None:
             return {"accepted": True}
         before = self._standing.held()
-        async with self._taking({**self._standing.now(), kind: str(source)}) as client:
-            after = await self._measured(
-                client, f"{number}", f"gate-{kind}", gate.measure, self.tasks.gate
-            )
+        async with self._taking(runs) as client:
+            after = await self._measured(client, f"{number}", "gate", gate.measure, self.tasks.gate)
         report = {"gate": gate.model_dump(mode="json"), "candidate": after, "serving": before}
         try:
-            check(report, kind)
+            check(report, runs)
         except GateError as error:
             self.say(str(error))
             return {**report, "accepted": False, "why": str(error)}
         return {**report, "accepted": True}
 
-    async def _publish(self, kind: Kind, run: Path, verdict: Record) -> Record:
-        source, told = described(run)
-        report = {k: v for k, v in verdict.items() if k in ("gate", "candidate", "serving")}
-        root = self.settings.published
-        folder = await asyncio.to_thread(publish, root, source, kind, report or None, told)
+    async def _publish(self, runs: Runs, verdict: Record) -> Record:
+        report = {k: v for k, v in verdict.items() if k in ("gate", "candidate", "serving")} or None
+        root, folders = self.settings.published, {}
+        for kind, run in runs.items():
+            source, told = described(run)
+            folders[kind] = await asyncio.to_thread(publish, root, source, kind, report, told)
         client = await self.server.client()
-        await client.load({**self._standing.now(), kind: str(folder)})
-        return {"version": folder.name, "folder": str(folder.resolve())}
+        await client.load({**self._standing.now(), **{k: str(f) for k, f in folders.items()}})
+        return {k: {"version": f.name, "folder": str(f.resolve())} for k, f in folders.items()}
 
     async def _measure(self, number: str, what: str) -> Record:
         client = await self._serving()
@@ -197,7 +217,7 @@ class Rounds:
         self, client: Client, number: str, what: str, plan: Measure, tasks: Sequence[Task]
     ) -> Record:
         # One book for all rounds: the same weights are not measured twice.
-        file = self.state.folder / f"{what.partition('-')[0]}.jsonl"
+        file = self.state.folder / f"{what}.jsonl"
         measuring = Measuring(file, plan, self.grading)
         return await measuring.run(client, tasks, self.bar(f"{number}/{what}"))
 
@@ -210,10 +230,11 @@ class Rounds:
         return client
 
     @asynccontextmanager
-    async def _taking(self, wanted: dict[Kind, str]) -> AsyncIterator[Client]:
+    async def _taking(self, runs: Runs) -> AsyncIterator[Client]:
         """A server that serves these for a while: ours, or one beside it."""
-        assert self.settings.gate is not None
-        config = self.settings.gate.config
+        candidate: dict[Kind, str] = {kind: str(described(run)[0]) for kind, run in runs.items()}
+        wanted = {**self._standing.now(), **candidate}
+        config = self.settings.gate.config if self.settings.gate else None
         if config is None:
             client = await self.server.client()
             await client.load(wanted)

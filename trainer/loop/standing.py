@@ -25,9 +25,8 @@ class Standing:
         """The folders of what serves: as promoted last, else the base."""
         serving: dict[Kind, str] = {k: self.base(k) for k in KINDS if k in self.stages[BASE]}
         for name, record in self.stages.items():
-            for kind in KINDS:
-                if name.endswith(f"/publish-{kind}"):
-                    serving[kind] = str(record["folder"])
+            if name.endswith("/publish"):
+                serving |= {k: str(record[k]["folder"]) for k in KINDS if k in record}
         return serving
 
     def held(self) -> Record:
@@ -35,7 +34,7 @@ class Standing:
         accepted = [
             record["candidate"]
             for name, record in self.stages.items()
-            if "/gate-" in name and record["accepted"]
+            if name.endswith("/gate") and record.get("accepted")
         ]
         return accepted[-1] if accepted else self.stages[GATE]
 
@@ -46,7 +45,7 @@ class Standing:
             return [self.stages[f"{n}/evaluation"][PASS] for n in range(rounds + 1)]
         figures = [self.stages[GATE][PASS]]
         for n in range(1, rounds + 1):
-            verdict = self.stages[f"{n}/gate-policy"]
+            verdict = self.stages[f"{n}/gate"]
             figures.append(verdict["candidate"][PASS] if verdict["accepted"] else figures[-1])
         return figures
 
