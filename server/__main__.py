@@ -85,11 +85,11 @@ def serve(
 ) -> None:
     """Serve until SIGINT or SIGTERM, then let running searches end."""
     given = {"server.host": host, "server.port": port}
-    from server import launch
+    from server import running
 
     settings = settings_of(config, set_, {k: v for k, v in given.items() if v is not None})
     log_to_stderr(logging.INFO)
-    launch.run(lambda stopper: launch.serve(settings, stopper))
+    running.run(lambda stopper: running.serve(settings, stopper))
 
 
 @app.command()
@@ -124,11 +124,11 @@ def ask(
             raise typer.BadParameter("a running server has its settings already: no --set")
         asyncio.run(ask_at(url, api_key, question, asked, as_json=as_json))
     else:
-        from server import demo, launch
+        from server import demo, running
 
         settings = settings_of(config, set_, {})
         log_to_stderr(logging.WARNING)
-        launch.run(lambda _: demo.ask_own(settings, question, asked, as_json=as_json))
+        running.run(lambda _: demo.ask_own(settings, question, asked, as_json=as_json))
 
 
 def request(
@@ -168,11 +168,11 @@ def demo_(
     set_: SetOption = None,
 ) -> None:
     """Start a server on a free port, solve a Game of 24 by MCTS, and go on serving."""
-    from server import demo, launch
+    from server import demo, running
 
     settings = settings_of(config, set_, {})
     log_to_stderr(logging.WARNING)
-    right = launch.run(lambda stopper: demo.demonstrate(settings, stopper, once=once))
+    right = running.run(lambda stopper: demo.demonstrate(settings, stopper, once=once))
     raise typer.Exit(0 if right else 1)
 
 

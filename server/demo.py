@@ -16,9 +16,9 @@ from server.api.body import parse
 from server.api.effort import ALIASES
 from server.api.reason_schema import ReasonRequest
 from server.config import Settings
-from server.launch import Running, Stopper, serving
 from server.live import View, ask, show
 from server.reward.verifiers.countdown import puzzle
+from server.running import Running, Stopper, serving
 
 QUESTION = "Use 4 9 10 13 to make 24."
 ASKED: Asked = {"strategy": {"kind": "mcts", "simulations": 64}, "seed": 0}

@@ -46,6 +46,7 @@ LAYERS = [
     "server.settings",
     "server.pod",
     "server.launch",
+    "server.running",
     "server.live",
     "server.demo",
     "server.__main__",
