@@ -12,6 +12,7 @@ from server.errors import BadRequest
 from server.pod.settings import PodSettings
 from server.promotions import Promotions
 from server.published import manifest_of
+from server.sources import SettingsError
 from server.state.announced import Announced
 from server.state.connection import Connection
 
@@ -31,8 +32,12 @@ def version_of(model: str) -> str:
 
 
 async def first(settings: PodSettings, model: str) -> str:
-    """The folder to begin with: that of the version promoted last, else `model`."""
-    connection = Connection(settings.redis) if settings.redis else None
+    """The folder to begin with: that of the version promoted last, else `model`. Raises
+    `SettingsError` for a file of the settings that cannot be read."""
+    try:
+        connection = Connection(settings.redis) if settings.redis else None
+    except OSError as error:
+        raise SettingsError([f"redis: {error}"]) from error
     try:
         newest = (await promotions_of(settings, connection).newest()).get(settings.part)
     finally:

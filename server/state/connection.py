@@ -30,22 +30,21 @@ AWAY = (
 )
 
 
-def connect(settings: RedisSettings, *, blocking: float = 0.0) -> Redis:
+def connect(settings: RedisSettings) -> Redis:
     """A pool of connections, none of which is open yet; replies are bytes.
 
-    `blocking` seconds are added to each command's time, for those that wait for something. A
-    command is sent again once if its connection broke, so that it may be done twice.
+    A command is sent again once if its connection broke, so that it may be done twice. Raises
+    `OSError` for a file of the settings that cannot be read.
     """
     url = settings.url.get_secret_value()
     options: dict[str, Any] = {"username": settings.username, "password": _password(settings)}
-    if settings.ca_file is not None:
-        options["ssl_ca_certs"] = str(settings.ca_file)
+    options |= _tls(settings)
     pool = BlockingConnectionPool.from_url(
         url,
         timeout=settings.seconds,  # for one of them to be free
         **{name: value for name, value in options.items() if value is not None},
         socket_connect_timeout=settings.connect_seconds,
-        socket_timeout=settings.seconds + blocking,
+        socket_timeout=settings.seconds,
         max_connections=settings.connections,
         retry=Retry(NoBackoff(), 1, supported_errors=(ConnectionError,)),
         health_check_interval=15,
@@ -60,6 +59,19 @@ def _password(settings: RedisSettings) -> str | None:
     return settings.password.get_secret_value() if settings.password else None
 
 
+def _tls(settings: RedisSettings) -> dict[str, str]:
+    """The files are read at each connection, since certificates are renewed; but one that is not
+    there at the beginning is a mistake, not a Redis that is away."""
+    files = {
+        "ssl_ca_certs": settings.ca_file,
+        "ssl_certfile": settings.cert_file,
+        "ssl_keyfile": settings.key_file,
+    }
+    for file in filter(None, files.values()):
+        file.read_bytes()
+    return {name: str(file) for name, file in files.items() if file is not None}
+
+
 class Connection:
     """One replica's Redis, and its health: `up`, and why not.
 
@@ -67,7 +79,7 @@ class Connection:
     """
 
     def __init__(self, settings: RedisSettings):
-        """Raises `OSError` for a password file that cannot be read."""
+        """Raises `OSError` for a file of the settings that cannot be read."""
         self.settings = settings
         self.redis = connect(settings)
         self.up = True

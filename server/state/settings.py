@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 SCHEMES = ("redis", "rediss", "unix")
+TLS_FILES = ("ca_file", "cert_file", "key_file")
 
 
 def _is_redis(url: SecretStr) -> SecretStr:
@@ -49,7 +50,13 @@ class RedisSettings(BaseModel):
         None,
         description="whose text is the password, read when it starts; such as a mounted Secret",
     )
-    ca_file: Path | None = Field(None, description="rediss: who signed; the system's if unset")
+    ca_file: Path | None = Field(
+        None, description="rediss: PEM of who signed its certificate; the system's if unset"
+    )
+    cert_file: Path | None = Field(
+        None, description="rediss: PEM of the certificate that it asks its clients for"
+    )
+    key_file: Path | None = Field(None, description="rediss: PEM of that one's key")
     prefix: Annotated[str, StringConstraints(pattern=r"^[\w.:/{}-]{0,64}$")] = Field(
         "ponder:", description="before every key: two deployments may share a server"
     )
@@ -64,15 +71,18 @@ class RedisSettings(BaseModel):
     )
 
     @model_validator(mode="after")
-    def _one_password(self) -> RedisSettings:
+    def _agrees(self) -> RedisSettings:
         parts = urlsplit(self.url.get_secret_value())
         given = [bool(parts.password), self.password is not None, self.password_file is not None]
         if sum(given) > 1:
             raise ValueError("only one of password, password_file and the url may have a password")
         if parts.username and self.username:
             raise ValueError("only one of username and the url may have a user")
-        if self.ca_file is not None and parts.scheme != "rediss":
-            raise ValueError("ca_file is for rediss:// only")
+        for name in TLS_FILES:
+            if getattr(self, name) is not None and parts.scheme != "rediss":
+                raise ValueError(f"{name} is for rediss:// only")
+        if (self.cert_file is None) != (self.key_file is None):
+            raise ValueError("cert_file and key_file go together")
         return self
 
 

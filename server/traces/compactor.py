@@ -46,7 +46,7 @@ async def _run(settings: Settings, *, once: bool) -> None:
     archive = Archive(store)
     await asyncio.to_thread(archive.prepare)
     patient = redis.model_copy(update={"seconds": max(SECONDS, redis.seconds)})
-    with boundary(StateError, "redis.password_file"):
+    with boundary(StateError, "redis"):
         connection = Connection(patient)
     async with connection.watched():
         compactor = Compactor(connection, archive, settings.traces)
