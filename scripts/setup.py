@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv"
 CLIENT = ROOT / "clients/python"  # a distribution of its own, which the server depends on
 OURS = ("ponder", "ponder-client")
+INSTALLED = ("train", "dev")
+PINNED = (*INSTALLED, "s3")  # what images may have besides
 # PyPI's builds of these link against CUDA's torch and make `import vllm` fail on CPU.
 BREAKS_CPU = ("torchvision", "torchaudio", "torchcodec")
 RESOLVE = ["-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet", "--report", "-"]
@@ -88,16 +90,16 @@ def make(folder: Path) -> None:
 def install(folder: Path, extra: str) -> None:
     if extra == "cpu":
         install_cpu_torch(folder)
-    pip(folder, "install", "-c", str(constraints(extra)), *editable(extra))
+    pip(folder, "install", "-c", str(constraints(extra)), *editable(extra, *INSTALLED))
     if extra == "cpu":
         pip(folder, "uninstall", "--yes", *BREAKS_CPU)
     if not run(folder / "bin/python", "-W", "ignore", "-c", "import vllm.v1.engine.async_llm"):
         fail("vLLM cannot be imported, see above; `rm -rf .venv` and make setup begin anew")
 
 
-def editable(extra: str) -> list[str]:
+def editable(*extras: str) -> list[str]:
     """What is installed in place: pip takes the one for the other's dependency."""
-    return ["-e", str(CLIENT), "-e", f"{ROOT}[{extra},train,dev]"]
+    return ["-e", str(CLIENT), "-e", f"{ROOT}[{','.join(extras)}]"]
 
 
 def install_cpu_torch(folder: Path) -> None:
@@ -115,7 +117,7 @@ def lock(extra: str) -> None:
     # PyPI alone for CUDA: a CPU build of torch that pip finds elsewhere would sort above it.
     pypi_only = {"PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": ""} if extra == "gpu" else {}
     report = subprocess.run(
-        [sys.executable, *RESOLVE, *editable(extra)],
+        [sys.executable, *RESOLVE, *editable(extra, *PINNED)],
         env=os.environ | pypi_only,
         check=True,
         stdout=subprocess.PIPE,

@@ -158,6 +158,15 @@ def test_tools_are_pinned() -> None:
     assert pins and all(re.fullmatch(r"[a-z0-9-]+==\S+", pin) for pin in pins)
 
 
+@pytest.mark.parametrize("extra", ["cpu", "gpu"])
+def test_pins_leave_room_for_s3(extra: str) -> None:
+    """STORES=s3 is resolved under them; s3fs wants fsspec's very version."""
+    lines = (ROOT / "constraints" / f"{extra}.txt").read_text().splitlines()[1:]
+    pins = dict(line.split("==") for line in lines)
+    assert pins["s3fs"] == pins["fsspec"] and {"aiobotocore", "botocore"} <= pins.keys()
+    assert pins["python-dateutil"].startswith("2.")
+
+
 def test_hadolint_has_nothing_to_say() -> None:
     hadolint = Path(sys.executable).with_name("hadolint")
     told = subprocess.run(
