@@ -96,7 +96,7 @@ async def _connected(
     try:
         redis = Connection(settings.redis)
     except OSError as error:
-        raise SettingsError([f"redis.password_file: cannot be read: {error}"]) from error
+        raise SettingsError([f"redis: {error}"]) from error
     metrics.watch("redis_up", "Whether Redis answers", lambda: redis.up)
     await stack.enter_async_context(redis.watched())
     return redis

@@ -68,6 +68,16 @@ def test_alerts_watch_what_there_is(shape: str, ours: set[str], vllm_s: set[str]
             assert rule["annotations"].keys() == {"summary", "description"}
 
 
+def test_alerts_are_of_what_is_deployed() -> None:
+    """Those of Redis with Redis alone, those of weights where they are followed."""
+    shared = {"PonderRedisDown", "PonderQuotaOwed", "PonderTracesUnshipped"}
+    watched = {"prometheusRule": {"enabled": True}}
+    for shape, there in (("default", set()), ("closed-loop", {"PonderWeightsBehind", *shared})):
+        [rule] = chart(shape, watched).of("PrometheusRule").values()
+        names = {r["alert"] for r in rule["spec"]["groups"][0]["rules"]}
+        assert names & {"PonderWeightsBehind", *shared} == there
+
+
 def test_scalers_ask_for_what_there_is(ours: set[str], vllm_s: set[str]) -> None:
     for scaled in chart("replicas").of("ScaledObject").values():
         query = scaled["spec"]["triggers"][0]["metadata"]["query"]

@@ -54,6 +54,14 @@ def test_engines_are_for_the_gateway() -> None:
     assert "from" not in rules(rendered, "gateway", "ingress")[0]
 
 
+def test_an_object_store_is_reached() -> None:
+    store = {"store": "s3://bucket/traces", "persistence": {"enabled": False}}
+    rendered = chart("closed-loop", {"traces": store, "trainer": {"enabled": False}})
+    for name in ("gateway", "compactor"):
+        assert 443 in reached(rendered, name)
+        assert 443 not in reached(chart("closed-loop"), name)
+
+
 def test_what_needs_redis_reaches_it_and_it_reaches_nobody() -> None:
     rendered = chart("closed-loop")
     assert rules(rendered, "redis", "egress") == []

@@ -142,6 +142,16 @@ CONTRADICTIONS: list[tuple[str, Object, str]] = [
         "redis.external.url holds a user or password",
     ),
     (
+        "replicas",
+        {"redis": {"external": {"url": "redis://host/0", "tls": {"existingSecret": "s"}}}},
+        "redis.external.tls is for a redis.external.url of rediss://",
+    ),
+    (
+        "replicas",
+        {"redis": {"external": {"tls": {"existingSecret": "s", "certKey": "tls.crt"}}}},
+        "redis.external.tls: certKey and privateKey go together",
+    ),
+    (
         "default",
         {"redis": {"external": {"existingSecret": "s"}}},
         "redis.external.existingSecret is for redis.external.url",

@@ -170,6 +170,22 @@ def test_redis_and_its_password(tmp_path: Path) -> None:
     assert "--requirepass" in rendered.container("redis")["args"]
 
 
+def test_an_external_redis_by_tls(tmp_path: Path) -> None:
+    tls = {"existingSecret": "redis-tls", "certKey": "tls.crt", "privateKey": "tls.key"}
+    rendered = chart("replicas", {"redis": {"external": {"tls": tls}}})
+    redis = settings(rendered, tmp_path).redis
+    assert redis is not None
+    wanted = {str(redis.ca_file): "ca.crt", str(redis.cert_file): "tls.crt"}
+    wanted |= {str(redis.key_file): "tls.key"}
+    for name in ("gateway", "compactor"):
+        volumes = {v["name"]: v for v in rendered.pod(name).spec["volumes"]}
+        sources = volumes["settings"]["projected"]["sources"]
+        [found] = [s["secret"] for s in sources if s.get("secret", {}).get("name") == "redis-tls"]
+        assert {f"/etc/ponder/{i['path']}": i["key"] for i in found["items"]} == wanted
+    plain = settings(chart("replicas"), tmp_path).redis
+    assert plain is not None and plain.ca_file is None
+
+
 def test_without_redis_there_is_none(tmp_path: Path) -> None:
     assert settings(chart("default"), tmp_path).redis is None
     assert "redis" not in chart("default").of("StatefulSet")

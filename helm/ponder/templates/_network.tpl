@@ -28,6 +28,13 @@
 {{- end -}}
 {{- end -}}
 
+{{/* An object store, wherever it is */}}
+{{- define "ponder.egressStore" -}}
+{{- if contains "://" .Values.traces.store -}}
+{{ include "ponder.egressUrl" "https://store" }}
+{{- end -}}
+{{- end -}}
+
 {{- define "ponder.egressHub" -}}
 {{- with .Values.networkPolicy.hubEgress -}}
 {{ toYaml . }}

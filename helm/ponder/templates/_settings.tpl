@@ -89,6 +89,9 @@ url: {{ $redis.external.url | quote }}
 {{- with $redis.external.username }}
 username: {{ . | quote }}
 {{- end }}
+{{- range $setting, $file := include "ponder.redisTls" . | fromYaml }}
+{{ $setting }}: /etc/ponder/{{ $file.path }}
+{{- end }}
 {{- end }}
 prefix: {{ $redis.prefix | quote }}
 {{- if include "ponder.redisSecret" . }}
@@ -115,6 +118,20 @@ password_file: /etc/ponder/redis/password
 {{- end -}}
 {{- end -}}
 
+{{/* The files of TLS with an external Redis: by setting, each one's key in the Secret and its path */}}
+{{- define "ponder.redisTls" -}}
+{{- $tls := .Values.redis.external.tls -}}
+{{- if $tls.existingSecret -}}
+{{- with $tls.caKey }}
+ca_file: {key: {{ . }}, path: redis/ca.pem}
+{{- end }}
+{{- with $tls.certKey }}
+cert_file: {key: {{ . }}, path: redis/cert.pem}
+key_file: {key: {{ $tls.privateKey }}, path: redis/key.pem}
+{{- end }}
+{{- end -}}
+{{- end -}}
+
 {{- define "ponder.redisSecretKey" -}}
 {{- ternary .Values.redis.auth.existingSecretKey .Values.redis.external.existingSecretKey .Values.redis.enabled -}}
 {{- end -}}
@@ -131,5 +148,13 @@ password_file: /etc/ponder/redis/password
           name: {{ . }}
           items:
             - {key: {{ include "ponder.redisSecretKey" $ }}, path: redis/password}
+      {{- end }}
+      {{- with include "ponder.redisTls" . | fromYaml }}
+      - secret:
+          name: {{ $.Values.redis.external.tls.existingSecret }}
+          items:
+            {{- range . }}
+            - {key: {{ .key }}, path: {{ .path }}}
+            {{- end }}
       {{- end }}
 {{- end -}}

@@ -161,6 +161,13 @@ redis.enabled is the chart's own Valkey, redis.external.url another: one of them
 {{- if and $redis.external.existingSecret (not $redis.external.url) }}
 redis.external.existingSecret is for redis.external.url
 {{- end }}
+{{- $tls := $redis.external.tls -}}
+{{- if and $tls.existingSecret (not (hasPrefix "rediss://" $redis.external.url)) }}
+redis.external.tls is for a redis.external.url of rediss://
+{{- end }}
+{{- if ne (empty $tls.certKey) (empty $tls.privateKey) }}
+redis.external.tls: certKey and privateKey go together
+{{- end }}
 {{- if and (include "ponder.compacts" .) (not (include "ponder.store" .)) }}
 compactor.enabled has nowhere to write: set traces.persistence.enabled=true or traces.store (or compactor.enabled=false)
 {{- end }}
