@@ -12,7 +12,7 @@ export PONDER_EXTRA TORCH_INDEX_URL
 BIN := .venv/bin
 NODE_STAMP := tests/node/node_modules/.package-lock.json
 
-.PHONY: help setup demo test lint type bench lock image chart chart-golden manifests
+.PHONY: help setup demo test lint type bench lock image chart chart-golden manifests cluster
 
 help:
 	@echo "make demo         set up, start the server, solve a puzzle, go on serving (ONCE=1: end)"
@@ -25,6 +25,7 @@ help:
 	@echo "make chart        lint, render and check the Helm chart (gets helm if there is none)"
 	@echo "make chart-golden write the chart's golden files and its README's table anew"
 	@echo "make manifests    the chart as YAML for kubectl apply; VALUES=FILE NAMESPACE=ponder"
+	@echo "make cluster      a release's life in a real Kubernetes: KUBECONFIG's, or one made here (root)"
 
 setup:
 	@$(PYTHON) scripts/setup.py
@@ -69,3 +70,6 @@ manifests: setup
 	@"$$($(BIN)/python scripts/chart_tools.py)" template $(RELEASE) helm/ponder --namespace $(NAMESPACE) \
 		$(VALUES:%=--values %) --no-hooks > build/manifests.yaml
 	@echo "kubectl create namespace $(NAMESPACE); kubectl apply -f build/manifests.yaml"
+
+cluster: setup
+	deploy/cluster/run.sh
