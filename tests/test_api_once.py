@@ -379,6 +379,22 @@ async def test_when_a_replica_dies_another_takes_over(valkey: Valkey) -> None:
         assert searches(one, two) == 2
 
 
+async def test_a_redis_that_forgot_a_search_is_told_of_it_again(valkey: Valkey) -> None:
+    """Killed without a file while the search runs; what runs here is held, and then kept."""
+    engine = half_a_second()
+    async with replica(valkey, engine=engine) as one, replica(valkey) as other:
+        async with connected(one) as first, connected(other) as second:
+            sending = asyncio.create_task(post(first))
+            await until(lambda: engine.requests > 0)
+            valkey.kill()
+            valkey.start()
+            await until(lambda: all(r.redis is not None and r.redis.up for r in (one, other)))
+            reply = await sending
+            again = await post(second)
+        assert again.headers[REPEATED] == "true" and again.content == reply.content
+        assert searches(one, other) == 1
+
+
 async def test_while_redis_is_away_a_key_holds_within_a_replica(durable_valkey: Valkey) -> None:
     """Also for a search that Redis died under, and after it is back."""
     engine = half_a_second()

@@ -218,6 +218,32 @@ async def test_what_was_held_by_a_command_whose_answer_was_lost_is_given_back(
         assert await remaining(quotas) == 1000
 
 
+async def test_what_a_full_redis_refused_is_paid_when_there_is_room(valkey: Valkey) -> None:
+    """It answers all the while, so that nobody says it is back."""
+    async with sharing(valkey) as (quotas, connection):
+        await connection.redis.config_set("maxmemory", "1")
+        await search(quotas, 100)
+        await search(quotas, 200)
+        assert quotas.owed == 2 and connection.up
+        await connection.redis.config_set("maxmemory", "0")
+        await search(quotas, 50)
+        await until(lambda: quotas.owed == 0)
+        await quotas.close()
+        assert await remaining(quotas) == 650
+
+
+async def test_two_may_pay_at_once(durable_valkey: Valkey) -> None:
+    """As when Redis comes, goes and comes again."""
+    async with sharing(durable_valkey) as (quotas, connection):
+        durable_valkey.kill()
+        for _ in range(3):
+            await search(quotas, 100)
+        durable_valkey.start()
+        await connection.check()
+        await asyncio.gather(*(quotas.pay() for _ in range(3)))
+        assert quotas.owed == 0 and await remaining(quotas) == 700
+
+
 async def test_a_server_that_is_not_there_at_the_start_is_found_later(
     durable_valkey: Valkey,
 ) -> None:

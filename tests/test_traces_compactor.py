@@ -14,6 +14,7 @@ from typing import Any
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from server.errors import TraceError
 from server.traces.archive import Archive
@@ -253,6 +254,30 @@ async def test_an_archive_that_is_no_folder(valkey: Valkey, tmp_path: Path, buck
     found = bucket.ls("/bucket/traces", detail=False)
     assert len([n for n in found if n.endswith(".parquet")]) == 3
     assert not [n for n in found if n.endswith(".tmp")]
+
+
+class Fickle(MemoryFileSystem):  # type: ignore[misc]
+    """Lists its files and cannot be asked for them, as botocore says: by no `OSError`."""
+
+    protocol = "fickle"
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return str(MemoryFileSystem._strip_protocol(path.removeprefix("fickle:")))
+
+    def _open(self, path: str, mode: str = "rb", **more: Any) -> Any:
+        if mode == "rb":
+            raise RuntimeError("no way to the endpoint")
+        return super()._open(path, mode, **more)
+
+
+def test_an_archive_that_goes_away_is_no_torn_one(tmp_path: Path, bucket: Any) -> None:
+    """Else a compactor would take its traces for new ones, or end."""
+    fsspec.register_implementation("fickle", Fickle, clobber=True)
+    bucket.pipe_file("/bucket/traces/x.parquet", b"")
+    for look in (lambda a: a.find("t0000"), lambda a: a.list(limit=3)):
+        with pytest.raises(TraceError, match=r"x.parquet: RuntimeError: no way"):
+            look(Archive("fickle://bucket/traces"))
 
 
 async def test_an_archive_with_a_torn_file(

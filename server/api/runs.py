@@ -150,6 +150,7 @@ class Runs:
         key, owner, task = run.sent.key, run.owner, run.recording.task
         while not (await asyncio.wait({task}, timeout=self._settings.lease_seconds / 3))[0]:
             with suppress(StateError):
+                await store.begin(key, run.sent.request, owner)  # a Redis may have forgotten it
                 await store.renew(key, owner)
         run.stay()
         reply = run.recording.kept()
@@ -168,6 +169,7 @@ class Runs:
             reply = TOO_LARGE
         seconds = settings.seconds if sent.by_key else settings.sdk_seconds
         try:
+            await store.begin(sent.key, sent.request, run.owner)  # if it was forgotten
             await store.end(sent.key, run.owner, reply, seconds)
         except StateError:
             await self.local.begin(sent.key, sent.request, run.owner)

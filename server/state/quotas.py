@@ -155,10 +155,14 @@ class Quotas:
             return
         if hold.ledger is not None and hold.ledger is not self._shared:
             await hold.ledger.settle(hold.tenant, hold.quota, hold.name, hold.used)
-        if self._shared is not None:
-            await self._pay(Owed(hold, hold.ledger is not self._shared))
+        if self._shared is None:
+            return
+        paid = await self._pay(Owed(hold, hold.ledger is not self._shared))
+        if paid and self._owed:  # as when it was full, and never away
+            self._soon(self.pay())
 
-    async def _pay(self, owed: Owed) -> None:
+    async def _pay(self, owed: Owed) -> bool:
+        """Whether it was taken there; else it is owed."""
         hold = owed.hold
         assert self._shared is not None
         try:
@@ -170,6 +174,8 @@ class Quotas:
                 self._owed.popleft()
                 log.error("more than %d searches are owed to Redis: one is forgotten", MOST_OWED)
             self._owed.append(owed)
+            return False
+        return True
 
     def _turned(self, up: bool) -> None:
         if up and self._owed:
@@ -178,7 +184,9 @@ class Quotas:
     async def pay(self) -> None:
         """Take in Redis what is owed there, as far as it answers."""
         for _ in range(len(self._owed)):
-            await self._pay(self._owed.popleft())
+            # Somebody else may be at it.
+            if not self._owed or not await self._pay(self._owed.popleft()):
+                return
 
     def _soon(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.create_task(work)

@@ -59,6 +59,10 @@ def newest_possible(name: str) -> datetime | None:
     return found and datetime.strptime(found[1], FORM).replace(tzinfo=UTC) + SKEW
 
 
+class Away(TraceError):
+    """The store failed, rather than a file in it."""
+
+
 class Archive:
     """Thread-safe; every method may block. Raises `TraceError`."""
 
@@ -169,21 +173,21 @@ class Archive:
                 continue
             try:
                 table = self._table(name)
-            except FileNotFoundError:
-                continue  # deleted since it was listed
+            except Away as error:
+                if isinstance(error.__cause__, FileNotFoundError):
+                    continue  # deleted since it was listed
+                raise
             except TraceError as error:
                 self._broken.add(name)
                 log.error("%s", error)
                 continue
-            except OSError as error:
-                raise TraceError(f"{self._path(name)}: {error}") from error
             yield table
 
     def _opened(self, name: str) -> Table:
         path = self._path(name)
-        if self.is_local:
-            return Table(Path(path))
-        return Table(Path(path), partial(self._files.open, path, "rb"))
+        opened = None if self.is_local else partial(self._files.open, path, "rb")
+        with boundary(Away, path):
+            return Table(Path(path), opened)
 
     def _path(self, name: str) -> str:
         return f"{self._root.rstrip('/')}/{name}"
