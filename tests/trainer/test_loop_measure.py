@@ -184,6 +184,17 @@ async def test_figures_are_means_over_tasks(tmp_path: Path, grading: Grading) ->
     assert found["divergence"]["answers"] > 6
 
 
+async def test_a_search_is_repeated_by_other_seeds(tmp_path: Path, grading: Grading) -> None:
+    plan = PLAN.model_copy(update={"repeats": 5, "greedy": False})
+    async with asked_of(served(engine=Sure(pace=1e-4))) as server:
+        found = await Measuring(tmp_path / "f.jsonl", plan, grading).run(server, TASKS, Book())
+    rows = [json.loads(line) for line in (tmp_path / "f.jsonl").read_text().splitlines()]
+    shares = [row["search"] for row in rows]
+    assert found["search"] == pytest.approx(sum(shares) / 6)
+    assert any(0 < share < 1 for share in shares), "the repeats differ"
+    assert all(len(row["answers"]) > 5 for row in rows)
+
+
 async def test_figures_are_gone_on_with_of_the_same_weights_only(
     tmp_path: Path, grading: Grading
 ) -> None:

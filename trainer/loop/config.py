@@ -53,7 +53,7 @@ class Game24(Frozen):
     train: int | None = Field(None, ge=1, description="puzzles; all that may be learned, if unset")
     largest: int = Field(13, ge=10, le=16, description="number in a puzzle to learn from")
     held_out: int = Field(200, ge=1, le=272)
-    gate: int = Field(64, ge=1, le=128, description="held out, too, and not among those")
+    gate: int = Field(128, ge=1, le=128, description="held out, too, and not among those")
     demonstrations: int = Field(4000, ge=0)
 
 
@@ -88,6 +88,7 @@ class Measure(Frozen):
 
     samples: int = Field(16, ge=1, le=256, description="k: pass@1 is their mean, pass@k any")
     search: Strategy = MCTS(simulations=16)
+    repeats: int = Field(1, ge=1, le=64, description="of the search; its figure is their mean")
     greedy: bool = True
     seed: int = Field(0, ge=0, le=1 << 30)
     at_once: int = Field(16, ge=1, description="tasks at a time")

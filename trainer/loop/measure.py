@@ -83,13 +83,19 @@ class Measuring:
             client, task, {"strategy": _asked(Vote(n=plan.samples)), "seed": seed}
         )
         row["samples"] = [v for end in tree.ends for v in _times(end, found)]
-        tree, found = await self._searched(
-            client, task, {"strategy": _asked(plan.search), "seed": seed}
-        )
-        row["search"] = _selected(tree, found)
-        row["search_tokens"] = tree.trace.usage.policy
+        # Tasks have seeds side by side: repeats are farther apart than there are tasks.
+        searches = [
+            await self._searched(
+                client, task, {"strategy": _asked(plan.search), "seed": seed + 100_003 * turn}
+            )
+            for turn in range(plan.repeats)
+        ]
+        row["search"] = fmean(_selected(tree, found) for tree, found in searches)
+        row["search_tokens"] = fmean(tree.trace.usage.policy for tree, _ in searches)
         row["answers"] = [
-            (end.record.prm_agg, _right(end, found), end.record.multiplicity) for end in tree.ends
+            (end.record.prm_agg, _right(end, found), end.record.multiplicity)
+            for tree, found in searches
+            for end in tree.ends
         ]
         return row
 
