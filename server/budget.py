@@ -10,6 +10,10 @@ class BudgetSpent(Exception):
     """Nothing more may start; what is in flight still lands."""
 
 
+class ContextFull(BudgetSpent):
+    """One path cannot go on: what the policy would read of it fills the context."""
+
+
 @dataclass(slots=True)
 class Hold:
     """Tokens set aside for one engine request."""

@@ -207,6 +207,19 @@ def test_chains_of_revisions(reflect: bool) -> None:
     assert all(n.outcome is None for n in asides)
 
 
+@pytest.mark.parametrize("reflect", [False, True])
+def test_each_revision_may_have_as_many_steps(reflect: bool) -> None:
+    """And so may what is said of it."""
+    strategy = Revise(revisions=3, depth=4, reflect=reflect)
+    ran = searched(strategy, operators=OPERATORS, engine=FakeEngine(p_end=0.4), seed=3)
+    written = [n for n in ran.search.nodes if n.step is not None]
+    assert len([n for n in written if n.ended]) == 4
+    assert max(n.depth for n in written) > 8
+    for node in written:
+        asides = [n for n in node.path() if n.aside]
+        assert max(len(node.path()) - len(asides), len(asides)) <= 4
+
+
 def test_what_is_said_of_a_full_answer_has_room() -> None:
     """An answer of `max_tokens`, and in several steps as many again about it."""
     said = [*map(ord, "12\n345\nAnswer: 7"), EOS]
@@ -258,6 +271,31 @@ def test_the_conversation_must_fit() -> None:
     assert all(len(p) < 300 for p in engine.prompts)
     assert len(engine.prompts) < 6
     assert ran.search.tree.answered
+
+
+def full(strategy: Any, context: int) -> Ran:
+    """One whose turns soon fill the context."""
+    engine = FakeEngine(
+        p_end=0.3 if isinstance(strategy, MCTS) else 0.1, context=context, length=20
+    )
+    return searched(strategy, operators=OPERATORS, engine=engine, seed=3, max_tokens=200)
+
+
+def test_a_beam_goes_on_without_what_does_not_fit() -> None:
+    behaviours = ("continue", "continue", "continue", Behaviour.SELF_CORRECTION)
+    ran = full(Beam(width=2, branch=4, depth=10, behaviours=behaviours), 260)
+    assert ran.search.full
+    assert not [n for n in ran.search.nodes if n.status == "open"]
+    assert max(n.depth for n in ran.search.nodes) > 4
+
+
+def test_a_tree_search_gives_up_what_does_not_fit() -> None:
+    """Or all its simulations might end there."""
+    strategy = MCTS(simulations=64, branch=4, behaviours=(Behaviour.SELF_EVALUATION, "continue"))
+    ran = full(strategy, 360)
+    stuck = [n for n in ran.search.full if not n.children]
+    assert stuck and all(n.pruned and n.asked == 4 for n in stuck)
+    assert len(ran.search.nodes) > 100
 
 
 @pytest.mark.parametrize(

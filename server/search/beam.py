@@ -80,14 +80,19 @@ class Beam(Convincible):
 
         def open_up(node: Node, n: int) -> None:
             rungs[node.depth + 1].expected += n
-            search.spawn(collect(search.expand(node, n, lookahead=self.lookahead)))
+            arrivals = search.expand(node, n, lookahead=self.lookahead)
+            search.spawn(collect(arrivals, node.depth + 1, n))
 
-        async def collect(children: Arrivals) -> None:
+        async def collect(children: Arrivals, depth: int, n: int) -> None:
             async for child in children:
                 if self.ends(search, child):
                     return
-                rungs[child.depth].landed.append(child)
-                await settle(child.depth)
+                n -= 1
+                rungs[depth].landed.append(child)
+                await settle(depth)
+            if n:  # so many did not fit the context or the budget: nobody waits for them
+                rungs[depth].expected -= n
+                await settle(depth)
 
         async def settle(depth: int) -> None:
             """Promote at this depth; if it is complete, that may complete the ones below."""

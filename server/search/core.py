@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Protocol
 
-from server.budget import Budget, BudgetSpent
+from server.budget import Budget, BudgetSpent, ContextFull
 from server.profiles import AnswerProfile
 from server.reward.answer import key_of
 from server.search.ahead import Ahead
@@ -73,13 +73,16 @@ class Search:
         self.prompt, self.scorer, self.budget, self.judge = prompt, scorer, budget, judge
         self.answer, self.operators = answer or AnswerProfile(), operators or {}
         self._actions = [self.operators.get(name, Operator()) for name in actions]
-        self.writer = Writer(engine, budget, shape, sampling or Sampling(), seed, ahead or Ahead())
+        anew = any(action.fresh for action in self._actions)
+        sampling, ahead = sampling or Sampling(), ahead or Ahead()
+        self.writer = Writer(engine, budget, shape, sampling, seed, ahead, anew=anew)
         self.rng = random.Random(seed)
         self.tree = Tree(prompt)
         self.root, self.nodes = self.tree.root, self.tree.nodes
         self.scorer_computed = self.scorer_cached = 0  # tokens
         self.decisions: list[dict[str, Any]] = []
         self.solved = False  # the judge found an answer right
+        self.full: set[Node] = set()  # of which some continuation did not fit the context
         self._emit: Listener = listener or (lambda event: None)
         self._tasks = Tasks()
         # What becomes of a first step that time cuts short while there is nothing better: the
@@ -118,6 +121,9 @@ class Search:
                 await self._score(node, await self._ahead(node, lookahead))
             await self._rule(node)
             return node
+        except ContextFull:
+            self.full.add(parent)
+            raise
         finally:
             if score:
                 self.budget.called -= 1

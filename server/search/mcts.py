@@ -130,6 +130,8 @@ class MCTS(Convincible):
             self._back_up(path, leaf, end)
         if any(end.convinces(self.stop_at) for end in ends):
             return True
+        if leaf in search.full and not any(child.visits for child in leaf.children):
+            await search.prune(leaf)  # else every simulation might come here, in vain
         return await self._give_up(search, leaf, flights)
 
     async def _expand(self, search: Search, leaf: Node) -> list[Node]:

@@ -7,6 +7,7 @@ the user ask for something (a new turn of the chat, as in Self-Refine, arXiv 230
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -106,6 +107,18 @@ def asked(messages: tuple[Message, ...], ask: str) -> tuple[Message, ...]:
     if messages[-1].role == "user":
         return (*messages[:-1], Message("user", f"{messages[-1].content}\n\n{ask}"))
     return (*messages, Message("user", ask))
+
+
+def spent(node: Node, begin: Operator) -> Sequence[Node]:
+    """What counts against the allowance of what may be written from `node` on: a new answer has
+    its own, and so has what is said of an answer that has ended."""
+    if begin.fresh or (begin.ask and begin.aside and node.ended):
+        return ()
+    said, at = list[Node](), node
+    while not begin.ask and at.aside and at.step is not None and at.parent is not None:
+        said.append(at)
+        at = at.parent
+    return said if said and at.ended else node.path()
 
 
 def without_end(node: Node, tokenizer: Tokenizer) -> tuple[int, ...]:

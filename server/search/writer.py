@@ -12,11 +12,11 @@ import asyncio
 from dataclasses import dataclass, replace
 from zlib import crc32
 
-from server.budget import Budget, BudgetSpent, Hold
+from server.budget import Budget, BudgetSpent, ContextFull, Hold
 from server.engine.share import branch_priority
 from server.search.ahead import Ahead
-from server.search.operators import PLAIN, Opening
-from server.types import Cut, Engine, Node, Operator, Sampling, Step, Stop, Stream
+from server.search.operators import PLAIN, Opening, spent
+from server.types import Cut, Engine, Node, Sampling, Step, Stop, Stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Shape:
     max_tokens: int  # of one answer
     chunk: int = 256  # held at a time for an answer written in one go
     lookahead: int = 0  # that an open branch may run ahead of its scorer; 0: not at all
-    depth: int = 1 << 30  # steps of one answer
+    depth: int = 1 << 30  # steps of one answer; of a path, where its steps may begin anew
     top_logprobs: int = 0  # of the likeliest tokens, for each sampled one
 
 
@@ -90,8 +90,11 @@ class Writer:
         sampling: Sampling,
         seed: int | None,
         ahead: Ahead,
+        *,
+        anew: bool,
     ):
-        self.engine, self.budget, self.shape = engine, budget, shape
+        """`anew`: an answer may be begun at any step, so that only the path's length ends that."""
+        self.engine, self.budget, self.shape, self.anew = engine, budget, shape, anew
         self.sampling, self.seed, self.ahead = sampling, seed, ahead
         self.greedy = sampling.model_copy(update={"temperature": 0.0})
         self.ledger = Ledger()
@@ -140,8 +143,13 @@ class Writer:
 
     def room(self, node: Node, partial: Step | None, begin: Opening) -> int:
         """Tokens the answer may still have, or the aside to one that has ended."""
-        written = spent(node, begin.operator)
+        written = sum(n.step.count for n in spent(node, begin.operator) if n.step)
         return self.shape.max_tokens - written - (partial.count if partial else 0)
+
+    def deep(self, node: Node, begin: Opening) -> bool:
+        """Whether the step that follows `node` is the last one that its answer may have."""
+        most = self.shape.depth - 1
+        return node.depth >= most and (self.anew or len(spent(node, begin.operator)) >= most)
 
     async def open(
         self,
@@ -155,7 +163,10 @@ class Writer:
         begun = partial.count if partial else 0
         ids = begin.ids(node) + (partial.token_ids if partial else ())
         shape = self.shape
-        room = min(self.room(node, partial, begin), self.engine.context - len(ids))
+        left = self.engine.context - len(ids)
+        if left < 1:
+            raise ContextFull
+        room = min(self.room(node, partial, begin), left)
         one_step = min(room, max(1, shape.cut.max_step_tokens - begun))
         if room < 1:
             raise BudgetSpent
@@ -259,7 +270,7 @@ class Path:
             if piece is not None:
                 step = self.partial + piece if self.partial else piece
                 full = self.writer.room(self.node, step, self.begin) <= 0
-                deep = self.node.depth + 1 >= self.writer.shape.depth
+                deep = self.writer.deep(self.node, self.begin)
                 if step.stop is Stop.STEP and (full or deep):
                     return replace(step, stop=Stop.LENGTH)
                 if step.stop is not Stop.LENGTH or full:
@@ -279,17 +290,6 @@ class Path:
         branch, self.branch = self.branch, None
         if branch is not None:
             await branch.close()
-
-
-def spent(node: Node, begin: Operator) -> int:
-    """Tokens that are gone of what may be written from `node` on: a new answer has its own
-    allowance, and so has what is said of an answer that has ended."""
-    if begin.fresh or (begin.ask and begin.aside and node.ended):
-        return 0
-    said, at = 0, node
-    while not begin.ask and at.aside and at.step is not None and at.parent is not None:
-        said, at = said + at.step.count, at.parent
-    return said if said and at.ended else node.tokens()
 
 
 def seed_of(seed: int, place: tuple[int, ...], begun: int) -> int:
