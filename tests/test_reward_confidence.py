@@ -14,7 +14,15 @@ from pydantic import ValidationError
 
 from server.errors import ScorerError
 from server.reward import Confidence, Models
-from server.reward.certainty import FLOOR, bounded, evenness, groups, share, token_confidence
+from server.reward.certainty import (
+    FLOOR,
+    LowestGroup,
+    bounded,
+    evenness,
+    groups,
+    share,
+    token_confidence,
+)
 from server.types import Node, Score, Stop
 from tests.fakes import FakeEngine
 from tests.rewarding import PROFILE, grow, prompt_of
@@ -219,3 +227,26 @@ def test_what_it_needs_of_the_engine() -> None:
     assert Confidence(measure="share").top_logprobs == 5
     assert Confidence(measure="lowest_group").top_logprobs == 20
     assert Confidence(measure="entropy", top=8).top_logprobs == 8
+
+
+@given(
+    st.lists(st.lists(st.floats(0, 20), max_size=9), max_size=9),
+    st.integers(1, 12),
+)
+def test_the_lowest_group_is_known_while_tokens_come(steps: list[list[float]], window: int) -> None:
+    seen, tokens = LowestGroup(window), list[float]()
+    for step in steps:
+        seen.add(step)
+        tokens += step
+        whole = groups(tokens, window) if len(tokens) >= window else [inf]
+        assert seen.confidence == pytest.approx(min(whole), abs=1e-9)
+
+
+@given(st.lists(st.floats(0, 20), max_size=30), st.integers(1, 12), st.integers(0, 30))
+def test_groups_since_are_the_last_ones(tokens: list[float], window: int, since: int) -> None:
+    every = groups(tokens, window)
+    if len(tokens) > window:
+        last = len(tokens) - max(window, since + 1) + 1
+        assert groups(tokens, window, since) == pytest.approx(every[len(every) - max(0, last) :])
+    else:
+        assert groups(tokens, window, since) == every

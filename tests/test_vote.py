@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +15,8 @@ from server.errors import ScorerError
 from server.profiles import AnswerProfile
 from server.search import Vote
 from server.search.stopping import Adaptive, Ballot, DeepConf, Esc, lead, share
-from tests.fakes import EOS, FakeEngine
+from server.types import Step
+from tests.fakes import EOS, FakeEngine, FakeStream
 from tests.oracles import voting
 from tests.searching import Ran, searched
 from tests.test_operators import Tells
@@ -93,6 +96,33 @@ def test_deepconf_aborts_in_the_engine() -> None:
     assert not any(n.ended or n.children for n in pruned)
     assert taken(ran) == taken(all_) == 30
     assert ran.engine.generated < 0.9 * all_.engine.generated
+
+
+def test_deepconf_looks_at_a_token_once_while_it_is_written() -> None:
+    """And once more for the warm-up's floor: answers have thousands of them."""
+
+    class Looked(tuple[tuple[float, ...], ...]):
+        times = 0
+
+        def __iter__(self) -> Iterator[tuple[float, ...]]:
+            Looked.times += 1
+            return super().__iter__()
+
+    class Stream(FakeStream):
+        def _next(self) -> Step:
+            step = super()._next()
+            return replace(step, tops=Looked(step.tops))
+
+    class Engine(FakeEngine):
+        def stream(self, *args: Any, **how: Any) -> FakeStream:
+            stream = super().stream(*args, **how)
+            stream.__class__ = Stream
+            return stream
+
+    rule = DeepConf(warmup=2, eta=100, group=4, tau=1)
+    ran = voted(Vote(n=6, stop=rule), 1, engine=Engine(p_end=0.02, length=4))
+    assert len(ran.search.nodes) > 100
+    assert Looked.times <= 2 * len(ran.search.nodes)
 
 
 @given(st.integers(0, 40), st.integers(0, 40))

@@ -6,10 +6,11 @@ k tokens, the others have probability 0.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from heapq import nsmallest
 from itertools import accumulate
-from math import exp, fsum, log
+from math import exp, fsum, inf, log
 from statistics import fmean
 
 FLOOR = -20.0  # a log-probability of 0, where -inf would make a mean of it worthless
@@ -49,9 +50,29 @@ def groups(confidences: Sequence[float], window: int, since: int = 0) -> list[fl
     n = len(confidences)
     if n <= window:
         return [fmean(confidences)] if n else []
-    sums = [0.0, *accumulate(confidences)]
-    ends = range(max(window, since + 1), n + 1)
-    return [(sums[end] - sums[end - window]) / window for end in ends]
+    first = max(window, since + 1) - window
+    sums = [0.0, *accumulate(confidences[first:])]
+    return [(sums[at + window] - sums[at]) / window for at in range(n + 1 - window - first)]
+
+
+class LowestGroup:
+    """The least confident of the whole groups of a text, while its tokens come."""
+
+    def __init__(self, window: int):
+        self.confidence = inf  # before there is a whole group
+        self._window = window  # tokens
+        self._last: deque[float] = deque()
+        self._sum = 0.0
+
+    def add(self, confidences: Sequence[float]) -> None:
+        """The next tokens'."""
+        for confidence in confidences:
+            self._last.append(confidence)
+            self._sum += confidence
+            if len(self._last) > self._window:
+                self._sum -= self._last.popleft()
+            if len(self._last) == self._window:
+                self.confidence = min(self.confidence, self._sum / self._window)
 
 
 def lowest(values: Sequence[float], part: float) -> float:

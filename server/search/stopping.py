@@ -16,8 +16,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from server.errors import ScorerError
-from server.reward.certainty import groups, token_confidence
-from server.types import Node
+from server.reward.certainty import LowestGroup, groups, token_confidence
+from server.types import Node, Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +50,9 @@ class Rule(BaseModel):
         """The confidence below which a sample is aborted; None: it never is."""
         return None
 
-    def confidence(self, node: Node) -> float:
-        """Of the path to `node`, which may still be written."""
-        return float("inf")
+    def watch(self) -> LowestGroup | None:
+        """What a sample is measured by while it is written; None: by nothing."""
+        return None
 
 
 class Esc(Rule):
@@ -119,10 +119,8 @@ class DeepConf(Rule):
         found = [self._lowest(confidences(node)) for node in landed[: self.warmup]]
         return percentile(found, 1 - self.eta / 100)
 
-    def confidence(self, node: Node) -> float:
-        """Of its least confident group; of an answer without a whole group nothing is said."""
-        found = confidences(node)
-        return self._lowest(found) if len(found) >= self.group else float("inf")
+    def watch(self) -> LowestGroup:
+        return LowestGroup(self.group)
 
     def _lowest(self, found: Sequence[float]) -> float:
         return min(groups(found, self.group), default=float("inf"))
@@ -154,10 +152,13 @@ def share(ballots: Sequence[Ballot]) -> float:
 
 def confidences(node: Node) -> list[float]:
     """Of each sampled token of the path."""
-    steps = [n.step for n in node.path() if n.step]
-    if any(step.sampled and not step.tops for step in steps):
+    return [c for n in node.path() if n.step for c in step_confidences(n.step)]
+
+
+def step_confidences(step: Step) -> list[float]:
+    if step.sampled and not step.tops:
         raise ScorerError("this policy's engine gives no log-probabilities of the likeliest tokens")
-    return [token_confidence(top) for step in steps for top in step.tops if top]
+    return [token_confidence(top) for top in step.tops if top]
 
 
 def percentile(values: Sequence[float], share: float) -> float:

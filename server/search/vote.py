@@ -13,9 +13,10 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from server.reward.certainty import LowestGroup
 from server.search.answers import Choice
 from server.search.core import Search
-from server.search.stopping import Ballot, DeepConf, Rule, Stopping
+from server.search.stopping import Ballot, DeepConf, Rule, Stopping, step_confidences
 from server.search.strategy import BaseStrategy, Bound
 from server.types import Node, Stop
 
@@ -89,23 +90,25 @@ class Poll:
         weight = node.score or 0.0 if self.vote.choose == "weighted" else 1.0
         return Ballot(self.search.key(node), weight)
 
-    def hopeless(self, node: Node) -> bool:
-        """Whether the sample that has come to `node` is not worth its end."""
-        return self.floor is not None and self.rule.confidence(node) < self.floor - ROUNDING
+    def hopeless(self, seen: LowestGroup) -> bool:
+        """Whether the sample of which this was seen is not worth its end."""
+        return self.floor is not None and seen.confidence < self.floor - ROUNDING
 
 
 class Sample:
     """An answer being written."""
 
     def __init__(self, poll: Poll):
-        self._poll = poll
+        self._poll, self._seen = poll, poll.rule.watch()
         self._aborted: Node | None = None
-        search = poll.search
-        work = search.grow(search.root, until=Stop.END, score=poll.vote.scored, on_step=self._look)
+        search, look = poll.search, self._look if self._seen else None
+        work = search.grow(search.root, until=Stop.END, score=poll.vote.scored, on_step=look)
         self._task: asyncio.Task[Node | None] = search.spawn(work)
 
     def _look(self, node: Node) -> None:
-        if self._poll.hopeless(node):
+        assert self._seen is not None and node.step is not None
+        self._seen.add(step_confidences(node.step))
+        if self._poll.hopeless(self._seen):
             self._aborted = node
             self._task.cancel()
 
