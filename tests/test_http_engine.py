@@ -576,3 +576,19 @@ async def test_what_the_server_serves_is_read_again(remote: Scripted) -> None:
     assert engine.version == "step-7"
     assert await engine.reread() == "step-8" == engine.version
     await engine.close()
+
+
+async def test_chunks_finer_than_tokens_are_no_more_tokens_than_were_allowed(
+    remote: Scripted, chat: HttpEngine
+) -> None:
+    """A server that says nothing of usage, and one that is left before it does."""
+    chunks = [delta("a") for _ in range(9)]
+    remote.will(events(*chunks, delta("", "length"), DONE))
+    stream = ask(chat, max_tokens=5)
+    (step,) = await take(stream)
+    assert (step.text, step.count, stream.generated) == ("a" * 9, 5, 5)
+    remote.will(remote.hanging(*chunks, delta("\n")))
+    stream = ask(chat, max_tokens=5)
+    assert (await anext(stream)).text == "a" * 9 + "\n"
+    await stream.aclose()
+    assert stream.generated == 5

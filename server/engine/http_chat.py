@@ -160,8 +160,10 @@ class ChatStream(HttpStream):
         return {"stop": stops} | ({"include_stop_str_in_output": True} if self._flagged else {})
 
     def _feed(self, part: Piece) -> list[Step]:
-        self.generated += part.count
-        self._counted += part.count
+        # Chunks may be finer than tokens, and a server may not know `max_tokens`.
+        made = min(part.count, self.job.limit - self.generated)
+        self.generated += made
+        self._counted += made
         self._logprobs.extend(part.logprobs)
         self._tops.extend(part.tops)
         self._path += part.text
