@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -29,6 +30,7 @@ from server.search.run import run_search
 from server.search.writer import Shape
 from server.state.quotas import Hold, QuotaObserver, Quotas, Told
 from server.traces.schema import Trace, UsageRecord, Versions
+from server.types import Node
 from server.weights import Weights
 
 
@@ -37,6 +39,7 @@ class Outcome:
     trace_id: str
     answers: list[Answer]  # the chosen one first, then the next best; 1..n
     usage: UsageRecord
+    nodes: Sequence[Node]  # of the tree, as they stand in the trace
     trace: Trace
     model: str
     version: str  # of the policy
@@ -166,7 +169,8 @@ class Service:
                 self._traces.put(trace)
         versions = trace.versions
         return Outcome(
-            trace_id, answers[: ask.n], usage, trace, versions.model_id, versions.policy_version
+            *(trace_id, answers[: ask.n], usage, search.nodes, trace),
+            *(versions.model_id, versions.policy_version),
         )
 
     def _new_search(

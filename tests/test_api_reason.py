@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
 import pytest
 
+from server.types import Step
+from tests.fakes import FakeEngine, FakeStream
 from tests.serving import USER, client, events, world
 
 REASON = "/v1/reason"
@@ -173,3 +176,24 @@ async def test_verifier_that_cannot_judge_is_refused() -> None:
     for refused, param in ((reply, "verify"), (chatted, "search.verify")):
         assert refused.status_code == 400
         assert refused.json()["error"]["param"] == param
+
+
+async def test_tokens_of_the_tree_are_tokens_where_ids_are_characters() -> None:
+    class Spelled(FakeStream):
+        def _next(self) -> Step:
+            step = super()._next()
+            return replace(step, token_ids=tuple(i for i in step.token_ids for _ in "ab"))
+
+    class Spells(FakeEngine):
+        def stream(self, *args: Any, **how: Any) -> FakeStream:
+            stream = super().stream(*args, **how)
+            stream.__class__ = Spelled
+            return stream
+
+    asked = {"question": "Why?", "strategy": BEAM, "include": ["tree"]}
+    async with client(world(engine=Spells(pace=1e-4))) as http:
+        reply = (await http.post(REASON, json=asked)).json()
+    tokens = reply["usage"]["tokens"]
+    assert sum(node["tokens"] * node["multiplicity"] for node in reply["tree"]) == (
+        tokens["policy"] - tokens["discarded"]
+    )

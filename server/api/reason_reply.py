@@ -45,7 +45,7 @@ def reason_reply(
         reward=ask.reward.model_dump(mode="json"),
         seed=ask.seed,
         trace_id=outcome.trace_id,
-        tree=[_node(record) for record in outcome.trace.nodes] if "tree" in include else None,
+        tree=_tree(outcome) if "tree" in include else None,
     )
 
 
@@ -74,13 +74,18 @@ def _step(node: Node) -> StepReply:
     )
 
 
-def _node(record: NodeRecord) -> NodeReply:
+def _tree(outcome: Outcome) -> list[NodeReply]:
+    pairs = zip(outcome.trace.nodes, outcome.nodes, strict=True)
+    return [_node(record, node.step.count if node.step else 0) for record, node in pairs]
+
+
+def _node(record: NodeRecord, tokens: int) -> NodeReply:
     return NodeReply(
         id=record.id,
         parent=record.parent,
         key=list(record.key),
         text=record.text,
-        tokens=len(record.token_ids),
+        tokens=tokens,  # its ids may be characters
         forced=record.forced,
         behaviour=record.behaviour,
         fresh=record.fresh,
