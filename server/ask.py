@@ -103,7 +103,7 @@ class Preparer:
             budget=bounded,
             max_tokens=max_tokens,
             # When it finds no answer, one more is finished.
-            most=min(bounded.tokens, worst + max_tokens),
+            most=min(bounded.tokens, strategy.most(worst, max_tokens) + max_tokens),
             verify=verify,
             judge=self._judge(verify, prompt),
             seed=seed,

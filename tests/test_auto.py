@@ -248,3 +248,18 @@ def test_a_level_may_need_an_allowance() -> None:
     for answers, kind in ((7, "best_of_n"), (8, "mcts")):
         ran = tried(Auto(levels=levels, answers=answers, agree=1), 2)
         assert ran.search.decisions[1]["strategy"]["kind"] == kind
+
+
+def test_a_quota_holds_what_it_may_go_on_to_take() -> None:
+    """More than its probe."""
+    auto = Auto(probe=2, answers=16, agree=1)
+    messages = [Message("user", "Q")]
+    ask = Preparer(Limits(), Models(FakeEngine(), Profile(name="p"))).prepare(
+        messages=messages, strategy=auto, max_tokens=100
+    )
+    ran = tried(auto, engine=FakeEngine(p_end=0.05), max_tokens=100, scorer=Flat(0.6))
+    assert ask.most >= ran.search.budget.spent > 3 * 100
+    few = Preparer(Limits(tokens=500), Models(FakeEngine(), Profile(name="p"))).prepare(
+        messages=messages, strategy=auto, max_tokens=100
+    )
+    assert few.most == 500

@@ -171,6 +171,9 @@ class Auto(BaseStrategy):
         """Of the probe: what follows makes do with the budget there is."""
         return min(self.probe, self.answers) * answer
 
+    def most(self, worst: int, answer: int) -> int:
+        return max(worst, self.answers * answer)
+
     def most_answers(self) -> int:
         return self.answers
 

@@ -68,6 +68,11 @@ class BaseStrategy(BaseModel):
         many. A path is longer than an answer where it has several, each begun anew. Of searches
         that go on from some steps of a level and not from others: where all are of one length."""
 
+    def most(self, worst: int, answer: int) -> int:
+        """Policy tokens that it takes where it may, `worst` being its worst case: one that makes
+        do with the budget there is may take more than that."""
+        return worst
+
     @abstractmethod
     def most_answers(self) -> int:
         """Finished paths this can end with, at most."""
