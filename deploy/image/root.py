@@ -19,7 +19,10 @@ HOME = "var/lib/ponder"
 PASSWD = "root:x:0:0:root:/root:/sbin/nologin\nponder:x:{0}:{0}:ponder:/{1}:/sbin/nologin\n"
 GROUP = "root:x:0:\nponder:x:{0}:\n"
 NSSWITCH = "passwd: files\ngroup: files\nhosts: files dns\n"
-COPIED = ("etc/ssl/certs/ca-certificates.crt", "etc/os-release", "etc/ld.so.conf")
+COPIED = (
+    *("etc/ssl/certs/ca-certificates.crt", "etc/os-release", "etc/ld.so.conf"),
+    "usr/share/zoneinfo/UTC",  # without which pyarrow reads no time
+)
 # Of Python's own library: what installs, draws or edits.
 UNUSED = (
     *("__pycache__", "site-packages", "dist-packages", "ensurepip", "idlelib", "lib2to3", "test"),

@@ -73,6 +73,11 @@ async def test_the_distribution_s_packages_are_on_record() -> None:
     assert {"libc6", "libssl3"} <= set((await once("gateway", "python", "-c", read)).split())
 
 
+async def test_times_in_parquet_are_read() -> None:
+    told = "import pyarrow as pa; print(pa.scalar(0, pa.timestamp('us', 'UTC')).as_py())"
+    assert (await once("gateway", "python", "-c", told)).startswith("1970-01-01 00:00:00")
+
+
 async def test_a_wrong_setting_is_named() -> None:
     wrong = ("--rm", "--env=PONDER_LIMITS__TOKEN=1")
     status, _, complaint = await attempt("run", *wrong, image("gateway"))
