@@ -18,10 +18,11 @@ from server.search.answers import rank
 from server.search.core import Search
 from server.search.events import PruneEvent, ScoreEvent, StepEvent
 from server.search.operators import policy_ids
+from server.search.record import usage_record
 from server.search.run import run_search
 from server.search.writer import Shape
 from server.types import Cut, Node, Prompt, Score, Stop
-from tests.fakes import FakeEngine, FakeScorer
+from tests.fakes import FakeEngine, FakeScorer, FakeStream
 from tests.searching import PROMPT, Ran, searched
 from tests.virtual import run
 
@@ -348,3 +349,17 @@ def test_what_beam_gives_up_stays_given_up(quorum: float, seed: int) -> None:
     pruned = [n for n in ran.search.nodes if n.pruned]
     assert pruned
     assert not any(n.children for n in pruned)
+
+
+def test_a_prompts_tokens_are_what_its_server_counts() -> None:
+    """Where ids are characters; of requests that were left before it did, it says nothing."""
+
+    class Counts(FakeEngine):
+        def stream(self, *args: Any, **how: Any) -> FakeStream:
+            stream = super().stream(*args, **how)
+            stream.prompt_tokens = {1: 0, 2: 1}.get(self.requests, 7)
+            return stream
+
+    ran = searched(BestOfN(n=3), engine=Counts())
+    assert usage_record(ran.search, 1.0).prompt == 1 < len(ran.search.prompt.ids)
+    assert usage_record(searched(BestOfN(n=3)).search, 1.0).prompt == len(ran.search.prompt.ids)

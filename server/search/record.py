@@ -66,9 +66,10 @@ def _proposal(node: Node) -> Proposal:
 
 def usage_record(search: Search, seconds: float) -> UsageRecord:
     """What the search cost. Call it when nothing of the search runs any more."""
-    ledger = search.writer.ledger
+    ledger, ids = search.writer.ledger, len(search.prompt.ids)
     return UsageRecord(
-        prompt=len(search.prompt.ids),
+        # A prompt's ids may be characters; its tokens are then what the server says they are.
+        prompt=min(ids, ledger.least or ids),
         prompt_computed=ledger.prompt - ledger.cached,
         prompt_cached=ledger.cached,
         policy=ledger.generated,

@@ -15,8 +15,9 @@ from zlib import crc32
 from server.budget import Budget, BudgetSpent, ContextFull, Hold
 from server.engine.share import branch_priority
 from server.search.ahead import Ahead
+from server.search.branch import Branch, Ledger
 from server.search.operators import PLAIN, Opening, spent
-from server.types import Cut, Engine, Node, Sampling, Step, Stop, Stream
+from server.types import Cut, Engine, Node, Sampling, Step, Stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,54 +30,6 @@ class Shape:
     lookahead: int = 0  # that an open branch may run ahead of its scorer; 0: not at all
     depth: int = 1 << 30  # steps of one answer; of a path, where its steps may begin anew
     top_logprobs: int = 0  # of the likeliest tokens, for each sampled one
-
-
-@dataclass(slots=True)
-class Ledger:
-    """Tokens of a search's engine requests, counted as each one closes."""
-
-    generated: int = 0
-    prompt: int = 0
-    cached: int = 0
-
-
-@dataclass(eq=False, slots=True)
-class Branch:
-    """One engine request and the tokens held for it."""
-
-    stream: Stream
-    hold: Hold
-    budget: Budget
-    ledger: Ledger
-    ahead: Ahead
-    aside: float | None = None  # for what it may write in vain; None: it does not run ahead
-    value: float = 0.0  # of the node that it goes on from
-    taken: int = 0  # tokens
-    parked: bool = False
-    closed: bool = False
-
-    async def step(self) -> Step | None:
-        """The next step; None once the request has ended."""
-        step = await anext(self.stream, None)
-        self.taken += step.count if step else 0
-        return step
-
-    async def close(self) -> None:
-        """Abort the request if it still runs, and settle what it generated."""
-        if self.closed:
-            return
-        self.closed = True
-        try:
-            await self.stream.aclose()
-        finally:
-            self.budget.release(self.hold, self.stream.generated)
-            self.ledger.generated += self.stream.generated
-            self.ledger.prompt += self.stream.prompt_tokens
-            self.ledger.cached += self.stream.cached_tokens
-            wasted = max(0, self.stream.generated - self.taken)
-            self.ahead.settle(self.stream.generated, wasted, self.aside or 0.0)
-            if self.parked:
-                self.ahead.gave_up(self.value, wasted)
 
 
 class Writer:
