@@ -274,6 +274,18 @@ def test_index_follows_others(tmp_path: Path) -> None:
     assert index.get("a") is None
 
 
+def test_a_broken_segment_does_not_keep_later_ones_from_being_compacted(tmp_path: Path) -> None:
+    broken = [write_segment(tmp_path, [make_trace(i)]) for i in ("a", "b")]
+    whole = write_segment(tmp_path, [make_trace("c")])
+    for path in broken:
+        path.write_bytes(b"nonsense\n")
+    with pytest.raises(TraceError) as caught:
+        list(compact.compact(tmp_path))
+    assert all(f"{path}:1: corrupt trace" in caught.value.message for path in broken)
+    assert [p.stem for p in tmp_path.glob("*.parquet")] == [whole.stem]
+    assert sorted(tmp_path.glob("*.jsonl")) == broken
+
+
 def test_index_leaves_broken_files_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_segment(tmp_path, [make_trace("a")])
     (tmp_path / "x.jsonl").write_bytes(b"nonsense\n")

@@ -117,7 +117,16 @@ def compact_segment(segment: Path) -> bool:
 
 
 def compact(folder: Path) -> Iterator[Path]:
-    """Compact every closed segment of a folder; yields each that is done."""
+    """Compact every closed segment of a folder; yields each that is done. Raises `TraceError`, of
+    all that cannot be, when the others are."""
+    problems = []
     for segment in sorted(folder.glob(f"*{spool.SUFFIX}")):
-        if compact_segment(segment):
+        try:
+            done = compact_segment(segment)
+        except TraceError as error:
+            problems.append(error.message)
+            continue
+        if done:
             yield segment
+    if problems:
+        raise TraceError("; ".join(problems))
