@@ -126,13 +126,14 @@ def test_deepconf(steps: list[Rows], window: int, bottom: float) -> None:
     }
     for measure, confidence in expected.items():
         path = chain(steps)
-        more = {"window": window} if measure != "trace" else {}
-        score = scored(path, measure=measure, top=K, bottom=bottom, **more)
+        more: dict[str, Any] = {"window": window} if measure != "trace" else {}
+        more |= {"bottom": bottom} if measure == "bottom_groups" else {}
+        score = scored(path, measure=measure, top=K, **more)
         assert score.value == pytest.approx(bounded(confidence, K), abs=1e-9)
         one_by_one = [n.raw for n in path]
         for node in path:
             node.raw = None
-        at_once = scored_at_once(path, measure=measure, top=K, bottom=bottom, **more)
+        at_once = scored_at_once(path, measure=measure, top=K, **more)
         assert at_once.steps == pytest.approx(one_by_one)
         assert at_once.value == pytest.approx(score.value)
 
@@ -212,6 +213,7 @@ def test_a_step_without_tokens_does_not_count(measure: str) -> None:
         ({"measure": "tail", "aggregate": "min"}, "aggregate is for"),
         ({"measure": "mean", "top": 5}, "top is for"),
         ({"measure": "entropy", "window": 9}, "window is for"),
+        ({"measure": "lowest_group", "bottom": 0.2}, "bottom is for"),
         ({"measure": "trace", "top": 21}, "less than or equal to 20"),
         ({"measure": "trace", "top": 1}, "greater than or equal to 2"),
     ],

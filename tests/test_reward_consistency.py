@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from server.ask import Preparer
 from server.config import Limits, Settings
@@ -33,6 +33,11 @@ PROMPT = prompt_of("What is it?")
 
 def answer(root: Node, text: str) -> Node:
     return grow(root, f"Answer: {text}", stop=Stop.END)
+
+
+def test_nobody_else_is_asked_where_nobody_is() -> None:
+    with pytest.raises(ValidationError, match="by is for cluster judge"):
+        Consistency(by="judge")
 
 
 def scorer(**settings: Any) -> ConsistencyScorer:

@@ -45,6 +45,7 @@ Measure = Literal[
 OF_STEPS = ("mean", "entropy", "share")
 GROUPED = ("trace", "lowest_group", "bottom_groups", "tail_group")
 WINDOW = 2048  # tokens, DeepConf's
+BOTTOM = 0.1  # of the groups, DeepConf's
 TOPS = {"share": 5, "entropy": 20} | dict.fromkeys(GROUPED, 20)  # likeliest tokens, as published
 
 
@@ -63,7 +64,7 @@ class Confidence(Config):
         le=1 << 20,
         description="tokens of the tail or of a group; unset: 2048, and for the tail its last step",
     )
-    bottom: float = Field(0.1, gt=0, le=1, description="share of the groups in bottom_groups")
+    bottom: float = Field(BOTTOM, gt=0, le=1, description="share of the groups in bottom_groups")
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -75,6 +76,8 @@ class Confidence(Config):
             raise ValueError(
                 "window is for the measures tail, lowest_group, bottom_groups and tail_group"
             )
+        if self.bottom != BOTTOM and self.measure != "bottom_groups":
+            raise ValueError("bottom is for the measure bottom_groups")
         return self
 
     @property

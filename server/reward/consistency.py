@@ -20,9 +20,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import log
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from server.errors import unwrap
 from server.profiles import AnswerProfile
@@ -49,6 +49,12 @@ class Consistency(Config):
         "key", description="who says that two answers are the same: the profile, or a model"
     )
     by: By = Field("policy", description="of cluster judge: the policy, or the server's judge")
+
+    @model_validator(mode="after")
+    def _asks_somebody(self) -> Self:
+        if self.by != "policy" and self.cluster != "judge":
+            raise ValueError("by is for cluster judge")
+        return self
 
     @property
     def partial(self) -> bool:
