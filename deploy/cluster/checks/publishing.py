@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 
@@ -9,6 +10,7 @@ from deploy.cluster.checks.commands import Cluster, Object
 
 NAME = "publisher"
 USER = 10001
+SECONDS = 300
 
 
 def pod(image: str, redis: str) -> Object:
@@ -27,18 +29,21 @@ def pod(image: str, redis: str) -> Object:
     ]
     security = {"runAsUser": USER, "fsGroup": USER}
     spec = {"containers": [container], "volumes": volumes, "securityContext": security}
-    # As a Job's, so that `kubectl wait` knows its end
-    template = {"spec": {**spec, "restartPolicy": "Never"}}
-    job = {"template": template, "backoffLimit": 0}
-    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": NAME}, "spec": job}
+    whole = {**spec, "restartPolicy": "Never"}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": NAME}, "spec": whole}
 
 
 async def publish(cluster: Cluster) -> dict[str, str]:
     """The versions of policy and PRM that it promoted."""
     (policy,) = await cluster.get("deployments", "-l=app.kubernetes.io/component=policy")
     image = policy["spec"]["template"]["spec"]["containers"][0]["image"]
-    job = pod(image, "redis://:one-node@ponder-redis:6379/0")
-    await cluster.kubectl("apply", "-f", "-", given=json.dumps(job))
-    await cluster.kubectl("wait", "--for=condition=Complete", f"job/{NAME}", "--timeout=5m")
-    told = await cluster.kubectl("logs", f"job/{NAME}")
+    publisher = pod(image, "redis://:one-node@ponder-redis:6379/0")
+    await cluster.kubectl("apply", "-f", "-", given=json.dumps(publisher))
+    phase = ""
+    async with asyncio.timeout(SECONDS):
+        while phase not in ("Succeeded", "Failed"):
+            await asyncio.sleep(1)
+            phase = await cluster.kubectl("get", f"pod/{NAME}", "-o", "jsonpath={.status.phase}")
+    told = await cluster.kubectl("logs", NAME)
+    assert phase == "Succeeded", told
     return dict(re.findall(r"(policy|prm) (\S+) is promoted", told))

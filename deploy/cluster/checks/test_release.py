@@ -99,9 +99,16 @@ async def test_a_search_through_the_service(client: Client) -> None:
 
 
 async def test_it_grows_to_several_gateways(cluster: Cluster, client: Client) -> None:
+    before = set(await gateways(cluster))
     await cluster.release("upgrade", LAPTOP, SHARED)
-    assert list((await gateways(cluster)).values()) == [True, True]
-    assert (await client.ask("/v1/reason", SHORT))["answers"][0]["content"]
+    await replaced(cluster, before)
+    found = await client.ask("/v1/reason", SHORT)
+
+    async def compacted() -> bool:
+        return "traces=1" in await cluster.kubectl("logs", "deployment/ponder-compactor")
+
+    await until(compacted, 60)
+    assert (await client.ask(f"/v1/traces/{found['trace_id']}"))["nodes"]
 
 
 async def test_an_upgrade_fails_no_request(cluster: Cluster, client: Client) -> None:
@@ -161,6 +168,13 @@ async def test_published_weights_reach_every_pod(cluster: Cluster, client: Clien
 
 def at(part: str) -> str:
     return GATEWAY.replace("gateway", part) + "/v1/weights"
+
+
+async def test_nothing_was_started_twice(cluster: Cluster) -> None:
+    pods = await cluster.get("pods", MINE)
+    told = {f["metadata"]["name"]: f["status"]["containerStatuses"] for f in pods}
+    assert told
+    assert not {n for n, statuses in told.items() if any(s["restartCount"] for s in statuses)}
 
 
 async def test_uninstalled_only_claims_are_left(cluster: Cluster, client: Client) -> None:
