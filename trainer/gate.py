@@ -22,16 +22,14 @@ from typing import Any
 
 import httpx
 from ponder_client import AsyncPonder
-from pydantic import Field
 
 from server.config import Settings
 from server.launch import built
 from server.profiles import Profile
 from server.published import Kind
 from server.settings import load_settings
-from trainer.config import Frozen
 from trainer.loop.client import LONG, Client
-from trainer.loop.config import Measure
+from trainer.loop.config import Standard
 from trainer.loop.measure import Measuring
 from trainer.loop.search import Progress
 from trainer.loop.tasks import Grading, Task
@@ -41,14 +39,10 @@ BOOKS = ".measured"  # below the folder that servers follow
 APART = {"server", "traces", "weights"}  # settings that change no answer
 
 
-class Gate(Frozen):
-    """What a candidate has to stand."""
+class Gate(Standard):
+    """What a candidate has to stand, and on which problems."""
 
     problems: Problems = Puzzles()
-    measure: Measure = Measure(samples=4, greedy=False)
-    tolerance: float = Field(
-        0.02, ge=0, le=1, description="how much worse than what serves it may be, of 1"
-    )
 
 
 @dataclass(frozen=True, slots=True)

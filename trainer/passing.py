@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from math import sqrt
+from statistics import fmean, stdev
 from typing import Any
 
 from server.published import Kind
@@ -46,22 +47,28 @@ def divergence(answers: Sequence[Judged]) -> dict[str, float | int | None]:
     }
 
 
+def standard_error(values: Sequence[float]) -> float:
+    """Of their mean."""
+    return stdev(values) / sqrt(len(values)) if len(values) > 1 else 0.0
+
+
 def measures(kinds: Iterable[Kind]) -> list[str]:
     """The figures that such candidates are promoted by, each once."""
     return list(dict.fromkeys(name for kind in kinds for name in MEASURES[kind]))
 
 
 def check(report: Mapping[str, Any], kinds: Iterable[Kind]) -> None:
-    """Raises `GateError` if what was measured together is worse than what serves, beyond the
-    tolerance."""
-    kinds = list(kinds)
+    """Raises `GateError` if what was measured together is worse than what serves: by more than the
+    tolerance and what chance does to such a difference, task by task."""
+    kinds, gate = list(kinds), report["gate"]
     after, before = report["candidate"], report["serving"]
-    tolerance = report["gate"]["tolerance"]
-    worse = [
-        f"{name} is {after[name]:.3f}, and {before[name]:.3f} of what serves"
-        for name in measures(kinds)
-        if after[name] < before[name] - tolerance
-    ]
+    tolerance, worse = gate["tolerance"], []
+    for name in measures(kinds):
+        each = [a - b for a, b in zip(after["each"][name], before["each"][name], strict=True)]
+        error = standard_error(each)
+        if fmean(each) < -tolerance - gate["errors"] * error:
+            figures = f"{after[name]:.3f}, and {before[name]:.3f} of what serves"
+            worse.append(f"{name} is {figures} (standard error of the difference {error:.3f})")
     if worse:
         said = "; ".join(worse)
         what = f"this {' and '.join(kinds)} {'is' if len(kinds) == 1 else 'are'} not promoted"

@@ -94,13 +94,21 @@ class Measure(Frozen):
     at_once: int = Field(16, ge=1, description="tasks at a time")
 
 
-class Gate(Frozen):
+class Standard(Frozen):
     """What a candidate has to stand before it is promoted."""
 
     measure: Measure = Measure(samples=4, greedy=False)
     tolerance: float = Field(
         0.02, ge=0, le=1, description="how much worse than what serves it may be, of 1"
     )
+    errors: float = Field(
+        1.0, ge=0, le=5, description="standard errors of the difference that it may be worse beside"
+    )
+
+
+class Gate(Standard):
+    """A round's."""
+
     config: Path | None = Field(
         None,
         description="of a server of its own for the candidate; if unset, it is loaded into the "

@@ -11,9 +11,8 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import sqrt
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from server.search import Vote
@@ -23,7 +22,7 @@ from trainer.loop.config import Measure
 from trainer.loop.search import Progress, together
 from trainer.loop.tasks import Grading, Task
 from trainer.node import Node
-from trainer.passing import Judged, divergence
+from trainer.passing import Judged, divergence, standard_error
 from trainer.tree import Tree
 
 Row = dict[str, Any]  # what is known of a task
@@ -110,7 +109,7 @@ class Measuring:
 
 
 def figures(rows: Sequence[Row], plan: Measure) -> dict[str, Any]:
-    """Means over tasks, each with its standard error."""
+    """Means over tasks, each with its standard error; `each` has the tasks' own, in their order."""
     columns = {
         **({"greedy": [row["greedy"] for row in rows]} if plan.greedy else {}),
         "pass_at_1": [fmean(row["samples"]) if row["samples"] else 0.0 for row in rows],
@@ -124,13 +123,10 @@ def figures(rows: Sequence[Row], plan: Measure) -> dict[str, Any]:
         "problems": len(rows),
         **{name: fmean(values) for name, values in columns.items()},
         "standard_error": {name: standard_error(values) for name, values in columns.items()},
+        "each": columns,
         "search_tokens": fmean(row["search_tokens"] for row in rows),
         "divergence": divergence(answers),
     }
-
-
-def standard_error(values: Sequence[float]) -> float:
-    return stdev(values) / sqrt(len(values)) if len(values) > 1 else 0.0
 
 
 def _asked(strategy: Any) -> dict[str, Any]:
