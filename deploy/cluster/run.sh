@@ -1,6 +1,6 @@
 #!/bin/bash
-# A release's life in a real cluster: in the one that KUBECONFIG names, or else in a Kubernetes of one
-# node that is built and run here, for which this has to be root on Debian. See docs/deploy.md.
+# A release's life in a real cluster: the one that KUBECONFIG names, or else a Kubernetes of one node
+# that is built and run here, for which this has to be root on Debian. See docs/deploy.md.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 checks=(.venv/bin/pytest --durations=0 deploy/cluster/checks)
@@ -12,8 +12,9 @@ fi
 
 packages=(golang-1.19-go rsync make dpkg-dev etcd-server containerd runc containernetworking-plugins
     iptables conntrack dnsmasq-base iproute2 openssl catatonit)
-[ "$(id -u)" = 0 ] || { echo "run.sh: a cluster of its own needs root; KUBECONFIG names another" >&2; exit 1; }
-dpkg-query -W "${packages[@]}" >/dev/null || { echo "apt-get install ${packages[*]}" >&2; exit 1; }
+fail() { echo "run.sh: $1" >&2; exit 1; }
+[ "$(id -u)" = 0 ] || fail "a cluster of its own needs root; KUBECONFIG names another"
+dpkg-query -W "${packages[@]}" >/dev/null || fail "apt-get install ${packages[*]}"
 if [ -z "${IMAGE_BUILD:-}" ] && ! command -v docker >/dev/null; then
     settings=$(deploy/image/offline-base.sh)
     eval "$settings"

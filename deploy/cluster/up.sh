@@ -100,11 +100,16 @@ pause() {
     import pause:1
 }
 
-# An image that is there already, by its id, is not copied again.
+# An image that is there already, by its id, is not copied again; one in whose place it comes goes.
 import() {
-    local id there=$CLUSTER/imported/${1//[:\/]/_}
+    local id before there=$CLUSTER/imported/${1//[:\/]/_}
     id=$("${images[@]}" image inspect --format '{{.Id}}' "$1")
-    if [ "$(cat "$there" 2>/dev/null)" = "$id" ]; then return; fi
+    before=$(cat "$there" 2>/dev/null || true)
+    if [ "$before" = "$id" ]; then return; fi
+    if [ -n "$before" ]; then
+        containers_do images rm "localhost/$1" "sha256:${before#sha256:}" &>/dev/null || true
+    fi
+    rm -f "$there"
     "${images[@]}" tag "$1" "localhost/$1"
     "${images[@]}" save "localhost/$1" | containers_do images import - >/dev/null
     echo "$id" >"$there"
@@ -181,4 +186,4 @@ names
 volumes
 until_true 90 "the node is not ready" \
     "${within[@]}" "$KUBECTL" wait --for=condition=Ready node/node1 --timeout=1s
-echo "up: $("${within[@]}" "$KUBECTL" version -o json | sed -n 's/.*"gitVersion": "\(.*\)".*/\1/p' | tail -1)"
+echo "up: $("${within[@]}" "$KUBECTL" get node/node1 -o 'jsonpath={.status.nodeInfo.kubeletVersion}')"
