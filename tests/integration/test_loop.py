@@ -130,21 +130,23 @@ async def test_a_loop_that_is_killed_while_it_trains_goes_on(tmp_path: Path) -> 
 
 
 def check_round(out: Path, ended: dict[str, Any]) -> None:
-    policy, prm = (ended["1/publish"][kind]["version"] for kind in KINDS)
+    kinds = ended["1/gate"]["kinds"]  # with the new PRM or the old, as it searches better
+    assert [one["kinds"] for one in ended["1/gate"]["tried"]] == [["policy", "prm"], ["policy"]]
     base = {kind: ended["0/base"][kind]["version"] for kind in KINDS}
-    assert base["policy"] != policy and base["prm"] != prm
+    new = {kind: ended["1/publish"][kind]["version"] for kind in kinds}
+    assert new["policy"] != base["policy"] and new.get("prm") != base["prm"]
     assert ended["0/evaluation"]["versions"] == base
-    assert ended["1/evaluation"]["versions"] == {"policy": policy, "prm": prm}
-    assert ended["1/gate"]["candidate"]["versions"] == {"policy": policy, "prm": prm}
+    assert ended["1/evaluation"]["versions"] == base | new
+    assert ended["1/gate"]["candidate"]["versions"] == base | new
     traces = list(compact.read(out / "round-01" / "traces"))
     assert len(traces) == 24
     assert {t.versions.policy_version for t in traces} == {base["policy"]}
     assert ended["1/search"]["traces"] == 24 and 0 < ended["1/search"]["right"] < 1
     rollouts = list(compact.read(out / "round-01" / "rollouts"))
-    assert {t.versions.policy_version for t in rollouts} == {policy}, "not yet published"
+    assert {t.versions.policy_version for t in rollouts} == {new["policy"]}, "not yet published"
     assert len(rollouts) == ended["1/rollouts"]["traces"] == 12
     assert not {t.seed for t in rollouts} & {t.seed for t in traces}
-    for kind in KINDS:
+    for kind in kinds:
         (version,) = promoted(out / "weights", kind)
         manifest = manifest_of(version.folder)
         assert manifest is not None and manifest.report is not None

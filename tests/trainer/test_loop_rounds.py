@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from trainer.loop import figures
 from trainer.loop.children import Children
 from trainer.loop.config import Gate, Learning, Loop, Measure, Run, Serve, TaskFiles
 from trainer.loop.learn import Learner
-from trainer.loop.rounds import TRACES, Rounds
+from trainer.loop.rounds import TRACES, Rounds, Runs
 from trainer.loop.search import Progress
 from trainer.loop.server import Server
 from trainer.loop.state import Record, State
@@ -65,6 +66,13 @@ def weights(folder: Path, skill: int) -> Path:
     return folder
 
 
+def trained(run: Path, skill: int, begin: str) -> Path:
+    weights(run / MODEL, skill)
+    (run / SETTINGS).write_text(json.dumps({"model": begin}))
+    (run / REPORT).write_text(json.dumps({"steps": 1, "log": []}))
+    return run
+
+
 def silent(name: str) -> Progress:
     return lambda done, total: None
 
@@ -85,9 +93,7 @@ class Drilled(Rounds):
         self.trained.append((number, what, Path(begin).name))
         run = learner.folder / "run"
         if not run.exists():
-            weights(run / MODEL, self.skills[number - 1])
-            (run / SETTINGS).write_text(json.dumps({"model": begin}))
-            (run / REPORT).write_text(json.dumps({"steps": 1, "log": []}))
+            trained(run, self.skills[number - 1], begin)
         return {"folder": str(run), "objective": what}
 
     async def _compile(self, learner: Learner, number: int, traces: str = TRACES) -> Record:
@@ -122,7 +128,12 @@ def loop_of(folder: Path, **changes: Any) -> Loop:
 
 
 @asynccontextmanager
-async def drilled(loop: Loop, skills: tuple[int, ...], dies: int = 0) -> AsyncIterator[Drilled]:
+async def drilled(
+    loop: Loop,
+    skills: tuple[int, ...],
+    dies: int = 0,
+    of: Callable[..., Drilled] = Drilled,
+) -> AsyncIterator[Drilled]:
     """A loop against a server of its own; `dies`: so many stages on it is killed."""
     home = loop.out.parent / "v1"
     if not home.exists():
@@ -143,16 +154,7 @@ async def drilled(loop: Loop, skills: tuple[int, ...], dies: int = 0) -> AsyncIt
         server = Server(url, loop.out, children, KEY)
         state = State.load(loop.out, json.loads(loop.model_dump_json()))
         grading = Grading(PROFILE)
-        rounds = Drilled(
-            loop,
-            server,
-            children,
-            state,
-            grading,
-            lambda name: lambda done, total: None,
-            say,
-            skills,
-        )
+        rounds = of(loop, server, children, state, grading, silent, say, skills)
         try:
             yield rounds
         finally:
@@ -217,6 +219,48 @@ async def test_labels_are_learned_by_what_was_trained_and_before_the_gate(tmp_pa
     run = Path(stages["1/train-labels"]["folder"])
     assert json.loads((folder / "manifest.json").read_text())["config"]["model"].endswith(MODEL)
     assert run.parent.name == "labels"
+
+
+@dataclass
+class Told(Drilled):
+    """What a candidate comes to is told: its search, and whether it stands."""
+
+    told: dict[str, tuple[float, bool]] = field(default_factory=dict)
+
+    async def _tried(self, number: int, gate: Gate, runs: Runs) -> Record:
+        search, stands = self.told["+".join(runs)]
+        why = {} if stands else {"why": "worse"}
+        return {
+            "candidate": {"search": search},
+            "kinds": list(runs),
+            "accepted": stands,
+            **why,
+        }
+
+
+@pytest.mark.parametrize(
+    ("pair", "alone", "kinds"),
+    [
+        ((0.8, True), (0.7, True), ["policy", "prm"]),
+        ((0.7, True), (0.8, True), ["policy"]),
+        ((0.6, False), (0.5, True), ["policy"]),
+        ((0.7, True), (0.7, True), ["policy", "prm"]),
+        ((0.6, False), (0.5, False), None),
+    ],
+)
+async def test_the_new_prm_is_promoted_where_the_policy_searches_better_by_it(
+    tmp_path: Path,
+    pair: tuple[float, bool],
+    alone: tuple[float, bool],
+    kinds: list[str] | None,
+) -> None:
+    told = {"policy+prm": pair, "policy": alone}
+    runs: Runs = {"policy": trained(tmp_path / "p", 8, "-"), "prm": trained(tmp_path / "r", 5, "-")}
+    async with drilled(loop_of(tmp_path), (), of=partial(Told, told=told)) as rounds:
+        verdict = await rounds._gate(1, runs)
+    assert verdict["accepted"] is (kinds is not None)
+    assert kinds is None or verdict["kinds"] == kinds
+    assert [one["search"] for one in verdict["tried"]] == [pair[0], alone[0]]
 
 
 async def test_the_same_weights_are_measured_once(tmp_path: Path) -> None:

@@ -156,7 +156,8 @@ class Learning(Run):
 
 
 class Refresh(Learning):
-    """How the PRM follows the policy. Both pass the gate together, or neither does."""
+    """How the PRM follows the policy. It is promoted with it, where the new policy searches better
+    by it than by the one that serves."""
 
     searches: tuple[Asked, ...] = Field(
         (),

@@ -3,7 +3,7 @@
     base      what serves first: its versions, and its figures
     N/search    N/compile-policy  N/train-policy  (N/compile-labels  N/train-labels)
     N/rollouts  N/compile-prm     N/train-prm     of what the new policy writes
-    N/gate      N/publish         the two as one  N/evaluation
+    N/gate      N/publish         with the new PRM or the old, as it searches better  N/evaluation
 
 A stage that is on record is skipped; one that was broken off goes on with the traces, rows of
 figures or checkpoints that it left.
@@ -25,7 +25,7 @@ from trainer.held_out import HeldOut, Texts
 from trainer.loop import figures
 from trainer.loop.children import Children
 from trainer.loop.client import Client, connected
-from trainer.loop.config import Asked, Learning, Loop, Measure, Refresh, Run, TaskFiles
+from trainer.loop.config import Asked, Gate, Learning, Loop, Measure, Refresh, Run, TaskFiles
 from trainer.loop.learn import Learner
 from trainer.loop.measure import Measuring
 from trainer.loop.schedule import chosen
@@ -34,7 +34,7 @@ from trainer.loop.server import Server, ponder_serve
 from trainer.loop.standing import BASE, GATE, Standing
 from trainer.loop.state import Record, State
 from trainer.loop.tasks import Grading, Task, TaskSets
-from trainer.passing import check
+from trainer.passing import SEARCH, check
 from trainer.publish import check_finite, described, publish
 from trainer.reference.tasks import write as write_game24
 
@@ -176,23 +176,37 @@ class Rounds:
         return {"objective": learner.how.objective.kind, **await learner.train(begin, like)}
 
     async def _gate(self, number: int, runs: Runs) -> Record:
+        """On the new policy with the new PRM, and with the one that serves: of those that stand,
+        the one whose search is better."""
         for run in runs.values():
             await asyncio.to_thread(check_finite, described(run)[0])
         gate = self.settings.gate
         if gate is None:
-            return {"accepted": True}
-        before = self._standing.held()
+            return {"accepted": True, "kinds": list(runs)}
+        tried = [await self._tried(number, gate, runs)]
+        if "prm" in runs:
+            tried.append(await self._tried(number, gate, {"policy": runs["policy"]}))
+        stand = [one for one in tried if one["accepted"]]
+        best = max(stand or tried, key=lambda one: float(one["candidate"][SEARCH]))
+        if not stand:
+            self.say(best["why"])
+        short = ("kinds", "accepted")
+        told = [{k: t[k] for k in short} | {SEARCH: t["candidate"][SEARCH]} for t in tried]
+        return {**best, "tried": told}
+
+    async def _tried(self, number: int, gate: Gate, runs: Runs) -> Record:
         async with self._taking(runs) as client:
             after = await self._measured(client, f"{number}", "gate", gate.measure, self.tasks.gate)
+        before, kinds = self._standing.held(), list(runs)
         report = {"gate": gate.model_dump(mode="json"), "candidate": after, "serving": before}
         try:
-            check(report, runs)
+            check(report, kinds)
         except GateError as error:
-            self.say(str(error))
-            return {**report, "accepted": False, "why": str(error)}
-        return {**report, "accepted": True}
+            return {**report, "kinds": kinds, "accepted": False, "why": str(error)}
+        return {**report, "kinds": kinds, "accepted": True}
 
     async def _publish(self, runs: Runs, verdict: Record) -> Record:
+        runs = {kind: runs[kind] for kind in verdict["kinds"]}
         report = {k: v for k, v in verdict.items() if k in ("gate", "candidate", "serving")} or None
         root, folders = self.settings.published, {}
         for kind, run in runs.items():
