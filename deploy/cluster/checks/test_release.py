@@ -163,7 +163,8 @@ async def test_published_weights_reach_every_pod(cluster: Cluster, client: Clien
         await until(served, 120)
     assert set(versions) == {"policy", "prm"}
     assert not load.failed, load
-    assert (await client.ask("/v1/weights"))["policy"]["version"] == versions["policy"]
+    assert (await client.ask("/v1/reason", SHORT))["version"] == versions["policy"]
+    assert (await client.ask("/v1/models"))["data"][0]["prm_version"] == versions["prm"]
 
 
 def at(part: str) -> str:
