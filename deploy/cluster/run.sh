@@ -15,7 +15,7 @@ packages=(golang-1.19-go rsync make dpkg-dev etcd-server containerd runc contain
 fail() { echo "run.sh: $1" >&2; exit 1; }
 [ "$(id -u)" = 0 ] || fail "a cluster of its own needs root; KUBECONFIG names another"
 dpkg-query -W "${packages[@]}" >/dev/null || fail "apt-get install ${packages[*]}"
-if [ -z "${IMAGE_BUILD:-}" ] && ! command -v docker >/dev/null; then
+if [ -z "${IMAGE_BUILD:-}" ] && ! docker info &>/dev/null; then
     settings=$(deploy/image/offline-base.sh)
     eval "$settings"
 fi
