@@ -23,7 +23,7 @@ SECONDS = 0.5
 def main(api: str, tokens: Path, hosts: Path, pidfile: Path) -> None:
     token = tokens.read_text().partition(",")[0]
     while True:
-        time.sleep(SECONDS)
+        time.sleep(SECONDS)  # a process of its own, which only looks
         try:
             services, endpoints = (get(api, token, kind) for kind in ("services", "endpoints"))
         except OSError as error:

@@ -58,8 +58,9 @@ def test_the_trainer_takes_its_settings(tmp_path: Path) -> None:
         (tmp_path / name).write_text(text)
     compiled = load(Compile, tmp_path / "compile.yaml")
     trained = load(TrainConfig, tmp_path / "train.yaml")
-    assert (compiled.traces, compiled.out) == (("/traces",), Path("/work/rows.parquet"))
-    assert trained.rows == (Path("/work/rows.parquet"),) and str(trained.output) == "/work/run"
+    assert (compiled.traces, compiled.out) == (("/traces",), Path("/scratch/rows.parquet"))
+    assert trained.rows == (Path("/scratch/rows.parquet"),)
+    assert trained.output == Path("/scratch/run")
 
 
 def test_the_gate_takes_its_settings_and_leaves_no_traces(tmp_path: Path) -> None:

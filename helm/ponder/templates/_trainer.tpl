@@ -27,7 +27,7 @@ template:
     volumes:
       {{- include "ponder.tmp" . | nindent 6 }}
       {{- include "ponder.shm" (dict "size" .values.shmSize) | nindent 6 }}
-      - name: work
+      - name: scratch
         emptyDir: {sizeLimit: {{ .values.workSize }}}
       - name: config
         configMap:
@@ -54,11 +54,11 @@ template:
     - {{ . | quote }}
     {{- end }}
   env:
-    - {name: HOME, value: /work/home}
+    - {name: HOME, value: /scratch/home}
     - {name: USER, value: ponder}
-    - {name: HF_HOME, value: {{ ternary "/models/hub" "/work/hub" $root.Values.models.persistence.enabled }}}
-    - {name: TORCHINDUCTOR_CACHE_DIR, value: /work/inductor}
-    - {name: TRITON_CACHE_DIR, value: /work/triton}
+    - {name: HF_HOME, value: {{ ternary "/models/hub" "/scratch/hub" $root.Values.models.persistence.enabled }}}
+    - {name: TORCHINDUCTOR_CACHE_DIR, value: /scratch/inductor}
+    - {name: TRITON_CACHE_DIR, value: /scratch/triton}
     {{- if $root.Values.models.hub.offline }}
     - {name: HF_HUB_OFFLINE, value: "1"}
     {{- end }}
@@ -74,7 +74,7 @@ template:
   volumeMounts:
     - {name: tmp, mountPath: /tmp}
     - {name: shm, mountPath: /dev/shm}
-    - {name: work, mountPath: /work}
+    - {name: scratch, mountPath: /scratch}
     - {name: settings, mountPath: /etc/ponder, readOnly: true}
     - {name: config, mountPath: /etc/ponder-trainer, readOnly: true}
     - {name: traces, mountPath: /traces, readOnly: true}
