@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 
 from server.errors import PonderError
 from server.promotions import Promotions
 from server.published import Kind, Promoted
 from server.weights import Weights
 
+Look = Callable[[], Awaitable[None]]
 log = logging.getLogger(__name__)
 
 
@@ -23,7 +25,8 @@ class Follower:
     """Looks every so many seconds, from `start` on; `announced` is told what it sees.
 
     Each promotion is followed once: one that is refused, or that was rolled back by a call, is not
-    tried again until something is promoted after it. What servers say is followed until it is so.
+    tried again until something is promoted after it. What servers say is followed until it is so,
+    each part by itself, since going over may wait for other gateways.
     """
 
     def __init__(
@@ -37,17 +40,21 @@ class Follower:
         self._announced = announced
         self._followed: dict[Kind, Promoted] = {}
         self._told: dict[Kind, str] = {}  # what could not be served, by the servers' own word
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """After this, what was promoted before is served."""
-        await self.look()
-        self._task = asyncio.create_task(self._watch())
+        looks: list[Look] = [
+            self.look,
+            *(partial(self._look_at, part) for part in self._weights.followed),
+        ]
+        await asyncio.gather(*map(self._begin, looks))
 
     async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
 
     async def look(self) -> None:
         """Follow what was promoted since the last look; never raises for what cannot be served."""
@@ -61,23 +68,19 @@ class Follower:
             if problem := await self._load(folders):
                 names = ", ".join(f"{kind} {p.version}" for kind, p in wanted.items())
                 log.error("promoted, but not served: %s: %s", names, problem)
-        await self._follow_servers()
 
-    async def _follow_servers(self) -> None:
-        if not self._weights.followed:
-            return
+    async def _look_at(self, part: Kind) -> None:
+        """Follow what a part's servers say is coming."""
         try:
-            coming = await self._weights.coming()
+            version = await self._weights.coming(part)
         except PonderError as error:
             log.debug("the servers' weights: %s", error.message)
             return
-        serving = self._weights.serving
-        for kind, version in coming.items():
-            if version == serving[kind].version:
-                self._told.pop(kind, None)
-            elif (problem := await self._load({kind: version})) and self._told.get(kind) != version:
-                self._told[kind] = version
-                log.error("the %s is to be %s, but is not served: %s", kind, version, problem)
+        if version == self._weights.serving[part].version:
+            self._told.pop(part, None)
+        elif (problem := await self._load({part: version})) and self._told.get(part) != version:
+            self._told[part] = version
+            log.error("the %s is to be %s, but is not served: %s", part, version, problem)
 
     async def _load(self, wanted: Mapping[Kind, str]) -> Exception | None:
         try:
@@ -86,7 +89,12 @@ class Follower:
             return error
         return None
 
-    async def _watch(self) -> None:
+    async def _begin(self, look: Look) -> None:
+        """Look now, and go on looking from then on, whatever the others do."""
+        await look()
+        self._tasks.append(asyncio.create_task(self._watch(look)))
+
+    async def _watch(self, look: Look) -> None:
         while True:
             await asyncio.sleep(self._seconds)
-            await self.look()
+            await look()

@@ -5,6 +5,10 @@ the new model stands beside the old one (an adapter, another engine), which is c
 search has ended. Where weights are loaded into the engine that serves, no search may run
 meanwhile: those in flight end, those that come wait.
 
+Servers that follow announcements (`server.pod`) go over when every gateway has let them go. Each
+such part is exchanged in a turn of its own: a gateway that waited with one part for another gateway
+while that one waited for it with the other part would wait for ever.
+
 What cannot be loaded is refused before anything is exchanged, and the server goes on as it was.
 """
 
@@ -12,8 +16,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -69,7 +74,8 @@ class Weights:
         self._old: list[Generation] = []  # with searches that have not ended
         self._folders: dict[tuple[Kind, str], Path] = {}  # by version: all that ever served
         self._since: dict[Kind, datetime] = {}
-        self._turn = asyncio.Lock()
+        # By part that is followed; "": all others.
+        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._tasks: set[asyncio.Task[None]] = set()
         self._note(self._now.parts)
 
@@ -105,7 +111,7 @@ class Weights:
 
     async def reread(self) -> None:
         """Ask the servers of remote models what they serve now."""
-        async with self._turn:
+        async with self._turn(self._now.parts.keys() - self.followed):
             for part, model in self._now.parts.items():
                 before = model.version
                 if isinstance(model, Remote) and await model.reread() != before:
@@ -116,11 +122,11 @@ class Weights:
         """The parts whose servers follow what is announced by themselves."""
         return {part for part, model in self._now.parts.items() if follows(model)}
 
-    async def coming(self) -> dict[Kind, str]:
-        """The versions that the servers of those parts serve, or are to serve next. Raises
-        `EngineError` or `ScorerError` if none of a part's answers."""
-        parts = self._now.parts
-        return {part: (await parts[part].coming()).version for part in self.followed}
+    async def coming(self, part: Kind) -> str:
+        """The version that the servers of a part that is followed serve, or are to serve next.
+        Raises `EngineError` or `ScorerError` if none of them answers."""
+        found: Checkpoint = await self._now.parts[part].coming()
+        return found.version
 
     async def close(self) -> None:
         while self._tasks:
@@ -140,8 +146,16 @@ class Weights:
         if not task.cancelled():
             task.exception()  # seen, even if who asked for it has left
 
+    @asynccontextmanager
+    async def _turn(self, parts: Iterable[Kind]) -> AsyncIterator[None]:
+        followed = self.followed
+        async with AsyncExitStack() as stack:
+            for name in sorted({part if part in followed else "" for part in parts}):
+                await stack.enter_async_context(self._turns[name])
+            yield
+
     async def _load(self, wanted: Mapping[Kind, str]) -> None:
-        async with self._turn:
+        async with self._turn(wanted):
             began = perf_counter()
             outcome = "failed"
             try:
@@ -205,9 +219,11 @@ class Weights:
 
     async def _exchange_all(self, found: dict[Kind, Checkpoint]) -> None:
         """Servers that go over by themselves do not go back because another part failed."""
-        for part in self.followed & found.keys():
-            await self._exchange({part: found.pop(part)})
-        await self._exchange(found)
+        alone = [{part: found.pop(part)} for part in self.followed & found.keys()]
+        exchanges = map(self._exchange, [*alone, found])
+        for result in await asyncio.gather(*exchanges, return_exceptions=True):
+            if isinstance(result, BaseException):
+                raise result
 
     async def _exchange(self, found: Mapping[Kind, Checkpoint]) -> None:
         """All of it or nothing."""

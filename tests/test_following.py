@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from server.admission import Admission
+from server.config import Limits
+from server.engine.checkpoint import Checkpoint
 from server.following import Follower
 from server.promotions import Promotions
-from tests.serving import until
+from server.reward import Models
+from server.weights import Weights
+from tests.exchanging import FakeJudge, FakePolicy
+from tests.serving import PROFILE, until
 from tests.test_exchange import World
 from tests.test_published import NOON, promote, publish
 
@@ -73,3 +82,75 @@ async def test_what_was_called_back_stays_back(tmp_path: Path) -> None:
     publish(root, "p5", "prm")
     await follower.look()
     assert it.versions == ("v1", "p5")
+
+
+@dataclass
+class Servers:
+    """Of one part, which go over when `gateways` of them have let them go."""
+
+    version: str
+    gateways: int = 2
+    letting: int = 0
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def go(self, version: str) -> None:
+        self.letting += 1
+        if self.letting == self.gateways:
+            self.gone.set()
+        await self.gone.wait()
+        self.version = version
+
+
+@dataclass
+class Followed:
+    """A part as one gateway sees it: what is to come is `told` to it at a time of its own."""
+
+    servers: Servers = field(default_factory=lambda: Servers("v1"))
+    told: str = "v1"
+    follows: bool = True
+
+    async def coming(self) -> Checkpoint:
+        return Checkpoint(Path(self.told), self.told, "fake", {})
+
+    async def reread(self) -> str:
+        return self.servers.version
+
+    async def successor(self, found: Checkpoint) -> Any:
+        await self.servers.go(found.version)
+        return await super().successor(found)  # type: ignore[misc]
+
+
+@dataclass
+class FollowedPolicy(Followed, FakePolicy): ...
+
+
+@dataclass
+class FollowedJudge(Followed, FakeJudge): ...
+
+
+async def test_gateways_that_hear_of_the_parts_in_another_order_do_not_wait_for_one_another(
+    tmp_path: Path,
+) -> None:
+    servers = {"policy": Servers("v1"), "prm": Servers("v1")}
+    gateways: list[dict[str, Any]] = []
+    followers: list[Follower] = []
+    for _ in range(2):
+        parts: dict[str, Any] = {
+            "policy": FollowedPolicy(servers=servers["policy"]),
+            "prm": FollowedJudge(servers=servers["prm"]),
+        }
+        weights = Weights(Models(parts["policy"], PROFILE, parts["prm"]), Admission(Limits(), {}))
+        followers.append(Follower(weights, Promotions(None), 0.005))
+        gateways.append(parts | {"weights": weights})
+        await followers[-1].start()
+    gateways[0]["policy"].told = "v2"
+    gateways[1]["prm"].told = "v2"
+    await until(lambda: all(s.letting == 1 for s in servers.values()))
+    for it in gateways:
+        it["policy"].told = it["prm"].told = "v2"
+    serving = [it["weights"] for it in gateways]
+    await until(lambda: all(s.version == "v2" for w in serving for s in w.serving.values()))
+    assert [s.letting for s in servers.values()] == [2, 2], "each gateway went over once"
+    for follower, it in zip(followers, gateways, strict=True):
+        await follower.close()
+        await it["weights"].close()

@@ -120,6 +120,19 @@ async def test_a_request_that_does_not_end_keeps_others_waiting_for_a_while_only
             assert (gate.inside, gate.broken) == (2, False)
 
 
+async def test_who_waits_is_served_between_two_tries_to_go_over(tmp_path: Path) -> None:
+    """One client that does not read must not keep all others from an answer."""
+    vllm = FakeVllm()
+    async with one(tmp_path, vllm) as (it, client):
+        it.pod.gate.patience = 0.05
+        async with it.pod.gate.passed():
+            publish(tmp_path, "v1")
+            await until(lambda: it.pod.gate.is_shut)
+            async with asyncio.timeout(5):
+                assert (await client.generate()).json() == {"version": "v0"}
+        await until(lambda: it.pod.version == "v1")
+
+
 async def test_what_is_pinned_to_other_weights_is_told_so(tmp_path: Path) -> None:
     async with one(tmp_path) as (it, client):
         reply = await client.generate("v9")

@@ -242,6 +242,39 @@ async def test_it_begins_with_what_is_to_be_served_where_a_server_has_it(tmp_pat
         await slow
 
 
+async def test_a_gateway_that_starts_while_the_only_server_goes_over_waits_for_it(
+    tmp_path: Path,
+) -> None:
+    vllm = FakeVllm(load_seconds=0.3)
+    async with running(Promotions(tmp_path), vllm) as server:
+        publish(tmp_path, "v1")
+        await until(lambda: server.pod.gate.is_shut)
+        async with gateway(server) as way:
+            assert way.version == "v1"
+            await way.search()
+
+
+async def test_servers_that_are_gone_are_not_waited_for(tmp_path: Path) -> None:
+    """The half that is to go over first is lost: the other one, with no search on it, goes."""
+    async with AsyncExitStack() as stack:
+        ends = [AsyncExitStack() for _ in range(2)]
+        there = [await end.enter_async_context(running(Promotions(tmp_path))) for end in ends]
+        way = await stack.enter_async_context(gateway(*there))
+        by_name = sorted(zip(there, ends, strict=True), key=lambda pair: pair[0].url)
+        (_, lost), (kept, end) = by_name
+        stack.push_async_callback(end.aclose)
+        await lost.aclose()
+        publish(tmp_path, "v1")
+        await kept.pod.look()
+        assert await way.versions.coming() == "v1" and not way.versions.drains("v1")
+        with pytest.raises(EngineError, match="to go over to v1 first are gone"):
+            await way.versions.go("v1")
+        await way.search()
+        assert way.versions.drains("v1")
+        await way.versions.go("v1")
+        assert (kept.pod.version, way.done) == ("v1", ["v0"])
+
+
 async def test_a_server_that_started_anew_with_other_weights_gets_no_old_search(
     tmp_path: Path,
 ) -> None:

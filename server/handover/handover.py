@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
 from server.errors import EngineError, PonderError
@@ -26,6 +27,7 @@ PATIENCE = 900.0  # seconds that the first server may take to serve what was sai
 LAST = 5.0  # seconds to let go of all at the end
 NEVER = datetime.min.replace(tzinfo=UTC)
 log = logging.getLogger(__name__)
+Letting = list[asyncio.Task[bool]]  # servers go; whether they could be told
 
 
 class Handover:
@@ -43,7 +45,7 @@ class Handover:
         self._get = servers
         self._going: set[Held] = set()  # that are being let go
         self._keeper: asyncio.Task[None] | None = None
-        self._letting: set[asyncio.Task[None]] = set()
+        self._letting: set[asyncio.Task[bool]] = set()
 
     @property
     def servers(self) -> list[Held]:
@@ -54,8 +56,20 @@ class Handover:
         return [s for s in self.servers if s.version == version]
 
     async def start(self) -> bool:
-        """Hold what the servers serve; False if they are none of ours. Raises what the last one
-        to answer raised if none does, and `EngineError` if some are ours and others not."""
+        """Hold what the servers serve; False if they are none of ours. One that is going over is
+        waited for. Raises what the last one to answer raised if none does, and `EngineError` if
+        some are ours and others not, or if none can be held for long."""
+        async with patient("the servers' weights could not be held"):
+            while await self._ours():
+                await self._renew()
+                if self.serve(self.version):
+                    self._keeper = asyncio.create_task(self._keep())
+                    return True
+                await asyncio.sleep(self._poll)
+        return False
+
+    async def _ours(self) -> bool:
+        """Whether the servers are ours; then `version` is what searches are to begin with."""
         servers = self.servers
         said = await asyncio.gather(*(s.ask() for s in servers), return_exceptions=True)
         words = [word for word in said if not isinstance(word, BaseException)]
@@ -68,8 +82,6 @@ class Handover:
             others = [s.name for s, w in zip(servers, said, strict=True) if w is None]
             raise EngineError(f"some servers follow announced weights and others do not: {others}")
         self.version = _first(ours)
-        await self._renew()
-        self._keeper = asyncio.create_task(self._keep())
         return True
 
     async def coming(self) -> str:
@@ -87,21 +99,20 @@ class Handover:
 
     async def go(self, version: str) -> None:
         """Searches begin with `version` from now on; returns when a server serves it. Raises
-        `EngineError` if none is to serve it any more, and goes on as it was."""
+        `EngineError` if none is to serve it any more, or if those that were to go over first are
+        gone, and goes on as it was."""
         before, self.version = self.version, version
         now = self.serve(before)
+        letting: Letting = []
         try:
             await self._renew()
             if not self.serve(version):
-                self._let_go(now[: (len(now) + 1) // 2])
-            async with asyncio.timeout(PATIENCE):
-                await self._served(version)
-        except BaseException as error:
+                letting = self._let_go(now[: (len(now) + 1) // 2])
+            async with patient(f"{version} was not served"):
+                await self._served(version, letting)
+        except BaseException:
             self.version = before
             await self._renew()
-            if isinstance(error, TimeoutError):
-                text = f"{version} was not served within {PATIENCE:.0f} seconds"
-                raise EngineError(text) from error
             raise
 
     async def finish(self, version: str) -> None:
@@ -118,22 +129,26 @@ class Handover:
         if self._letting:
             await asyncio.wait(self._letting, timeout=LAST)
 
-    def _let_go(self, servers: Sequence[Held]) -> None:
-        for server in servers:
-            task = asyncio.create_task(self._let_one_go(server))
+    def _let_go(self, servers: Sequence[Held]) -> Letting:
+        letting = [asyncio.create_task(self._let_one_go(server)) for server in servers]
+        for task in letting:
             self._letting.add(task)
             task.add_done_callback(self._letting.discard)
+        return letting
 
-    async def _let_one_go(self, server: Held) -> None:
+    async def _let_one_go(self, server: Held) -> bool:
+        """False if it could not be told."""
         self._going.add(server)
         try:
             await server.let_go()
         except PonderError as error:
             log.warning("letting go of %s: %s", server.name, error.message)
+            return False
         finally:
             self._going.discard(server)
+        return True
 
-    async def _served(self, version: str) -> None:
+    async def _served(self, version: str, letting: Letting) -> None:
         while not self.serve(version):
             await asyncio.sleep(self._poll)
             await self._renew()
@@ -141,6 +156,9 @@ class Handover:
             if not self._going and not any(word.goal == version for word in words):
                 said = "; ".join(w.refused[version] for w in words if version in w.refused)
                 raise EngineError(f"no server is to serve {version} any more {said}".rstrip())
+            if letting and all(task.done() and not task.result() for task in letting):
+                # The others are held by us: it would be waited for in vain.
+                raise EngineError(f"the servers that were to go over to {version} first are gone")
 
     async def _keep(self) -> None:
         while True:
@@ -160,6 +178,16 @@ class Handover:
                 await server.hold(self.version)
         except PonderError as error:
             log.debug("%s: %s", server.name, error.message)
+
+
+@asynccontextmanager
+async def patient(text: str) -> AsyncIterator[None]:
+    """Raises `EngineError` if the block takes longer than servers may take to go over."""
+    try:
+        async with asyncio.timeout(PATIENCE):
+            yield
+    except TimeoutError as error:
+        raise EngineError(f"{text} within {PATIENCE:.0f} seconds") from error
 
 
 def _first(words: Sequence[Word]) -> str:

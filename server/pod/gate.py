@@ -29,7 +29,7 @@ class Gate:
     """Counts the requests inside; can be shut, for which it waits so many seconds."""
 
     def __init__(self, patience: float = PATIENCE) -> None:
-        self._patience = patience
+        self.patience = patience
         self.inside = 0
         self.broken = False  # what is behind it is not to be used any more
         self._open, self._empty = asyncio.Event(), asyncio.Event()
@@ -60,7 +60,7 @@ class Gate:
         self._open.clear()
         try:
             try:
-                async with asyncio.timeout(self._patience):
+                async with asyncio.timeout(self.patience):
                     await self._empty.wait()
             except TimeoutError:
                 raise StillBusy from None

@@ -150,6 +150,7 @@ class Pod:
                 self._coming = self._found = None
         except StillBusy:
             log.warning("requests that nobody holds it for keep it from %s", found.version)
+            await asyncio.sleep(self.gate.patience)  # those that waited are served in between
             self._changed.set()
             return
         except EngineError as error:
