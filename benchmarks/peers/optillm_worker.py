@@ -65,7 +65,9 @@ async def prepare(job: Job) -> AsyncIterator[Solver]:
     url = f"http://127.0.0.1:{port}"
     with server(job, port) as process:
         await healthy(process, f"{url}/health")
-        yield Solver(asking(job, f"{url}/v1", f"{APPROACHES[job.method]}-{job.policy_model}"))
+        model = f"{APPROACHES[job.method]}-{job.policy_model}"
+        async with asking(job, f"{url}/v1", model) as solver:
+            yield solver
 
 
 if __name__ == "__main__":

@@ -94,7 +94,8 @@ async def as_server(job: Job) -> AsyncIterator[Solver]:
                 search = {"strategy": strategy(job).model_dump(mode="json", exclude_unset=True)}
                 # A pipe that nobody reads is full in the end, and then the server stands still.
                 log = asyncio.create_task(process.stderr.read())
-                yield Solver(asking(job, f"{url}/v1", job.policy_model, search=search))
+                async with asking(job, f"{url}/v1", job.policy_model, search=search) as solver:
+                    yield solver
                 log.cancel()
                 return
         raise RuntimeError("ponder serve did not start")
