@@ -3,9 +3,9 @@
 `python -m benchmarks.loop [--quick] [--rounds N] [--out FOLDER] [--json PATH]`
 
 Rounds of `configs/train/loop.yaml`: searches on training puzzles, expert iteration from the base
-(and preferences, once a round no longer helps), the PRM refreshed from the same traces, a gate on
-puzzles of its own, and figures on 200 held-out puzzles that neither training nor the gate saw. A
-row is a round; round 0 is the shipped pair. The plot stands beside the JSON.
+(and policy gradients, once a round no longer helps), the PRM refreshed on what the new policy
+writes, a gate on puzzles of its own, and figures on 200 held-out puzzles that neither training nor
+the gate saw. A row is a round; round 0 is the shipped pair. The plot stands beside the JSON.
 
 It can be broken off at any point, and goes on with the same `--out`.
 """
@@ -43,7 +43,7 @@ QUICK = (
 
 def read_options() -> argparse.Namespace:
     parser = arguments(__doc__)
-    parser.add_argument("--rounds", type=int, help="3 if unset; with --quick 1")
+    parser.add_argument("--rounds", type=int, help="as the settings say if unset; with --quick 1")
     parser.add_argument("--out", type=Path, help="folder of the loop, to go on with it")
     parser.add_argument("--config", type=Path, default=CONFIG, help="settings of another loop")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")

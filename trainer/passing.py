@@ -16,6 +16,7 @@ from server.published import Kind
 from trainer.errors import GateError
 
 PASS, SEARCH = "pass_at_1", "search"
+STANDARDS = {"serving": "what serves", "base": "what served at first"}  # that are held against
 MEASURES: dict[Kind, tuple[str, ...]] = {"policy": (PASS, SEARCH), "prm": (SEARCH,)}
 
 
@@ -58,18 +59,27 @@ def measures(kinds: Iterable[Kind]) -> list[str]:
 
 
 def check(report: Mapping[str, Any], kinds: Iterable[Kind]) -> None:
-    """Raises `GateError` if what was measured together is worse than what serves: by more than the
-    tolerance and what chance does to such a difference, task by task."""
-    kinds, gate = list(kinds), report["gate"]
-    after, before = report["candidate"], report["serving"]
-    tolerance, worse = gate["tolerance"], []
-    for name in measures(kinds):
-        each = [a - b for a, b in zip(after["each"][name], before["each"][name], strict=True)]
-        error = standard_error(each)
-        if fmean(each) < -tolerance - gate["errors"] * error:
-            figures = f"{after[name]:.3f}, and {before[name]:.3f} of what serves"
-            worse.append(f"{name} is {figures} (standard error of the difference {error:.3f})")
+    """Raises `GateError` if what was measured together is worse than what serves, or than the base
+    if its figures are there: by more than the tolerance and what chance does to such a difference,
+    task by task."""
+    kinds = list(kinds)
+    worse = [
+        said
+        for name in measures(kinds)
+        for standard in STANDARDS
+        if standard in report and (said := _worse(report, name, standard))
+    ]
     if worse:
-        said = "; ".join(worse)
         what = f"this {' and '.join(kinds)} {'is' if len(kinds) == 1 else 'are'} not promoted"
-        raise GateError(f"{what}: {said} (tolerance {tolerance:g})")
+        tolerance = report["gate"]["tolerance"]
+        raise GateError(f"{what}: {'; '.join(worse)} (tolerance {tolerance:g})")
+
+
+def _worse(report: Mapping[str, Any], name: str, standard: str) -> str | None:
+    gate, after, before = report["gate"], report["candidate"], report[standard]
+    each = [a - b for a, b in zip(after["each"][name], before["each"][name], strict=True)]
+    error = standard_error(each)
+    if fmean(each) >= -gate["tolerance"] - gate["errors"] * error:
+        return None
+    figures = f"{after[name]:.3f}, and {before[name]:.3f} of {STANDARDS[standard]}"
+    return f"{name} is {figures} (standard error of the difference {error:.3f})"

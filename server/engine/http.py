@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable, Sequence
-from copy import copy
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from uuid import uuid4
 
 from server.config import HttpSettings
@@ -18,42 +17,35 @@ from server.engine.http_chat import Chat
 from server.engine.http_stream import Job
 from server.engine.http_tokens import TokenStream
 from server.engine.http_vllm import Completions, CompletionStream
+from server.engine.remote import RemoteModel
 from server.engine.tokenizer import HFTokenizer
-from server.errors import BadRequest, EngineDead, EngineError, boundary
-from server.routing.fleet import Fleet
-from server.routing.replica import Admits, Replica, Standing
+from server.errors import BadRequest, EngineError, boundary
+from server.routing.replica import Replica
 from server.routing.route import Route
-from server.routing.versions import Versions
 from server.types import Cut, Load, Message, Sampling, Stream, Tokenizer
-from server.upstream import context_of
 
 CHARACTERS = 1 << 20  # the chat dialect's context: the server knows its own, in its own tokens
 LOAD, UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
 log = logging.getLogger(__name__)
 
 
-class HttpEngine:
+class HttpEngine(RemoteModel):
     """`server.types.Engine`; its attributes are set by `start`. The dialect decides what an id is:
     one of the model's tokens (vllm), or a character (chat)."""
 
-    name: str
-    version: str
     context: int
     tokenizer: Tokenizer
 
     def __init__(self, settings: HttpSettings):
-        self.settings = settings
-        self.name = settings.name or PurePosixPath(settings.model).name
-        self.version = "unknown"
+        super().__init__(settings, error=EngineError)
         silent = settings.dialect == "chat" and not settings.logprobs
         self.most_logprobs = 0 if silent else tops.MOST
-        self._fleet = Fleet(settings, error=EngineError, dead=EngineDead)
-        self._versions = Versions(self._fleet)
-        self._route = Route(self._fleet)
         self._dialect: Chat | Completions
-        self._base = self  # without an adapter
-        self._views = [self]  # that share the connections; the last one to close ends them
         self._adapter: Adapter | None = None
+
+    @property
+    def settings(self) -> HttpSettings:
+        return self._http
 
     async def start(self) -> None:
         """Ask the servers what they serve. `EngineDead` if none can be reached, `EngineError` if
@@ -65,49 +57,8 @@ class HttpEngine:
             await self.close()
             raise
 
-    async def close(self) -> None:
-        """Of several that share a server, the last one ends the connections to it."""
-        if self not in self._views:
-            return
-        self._views.remove(self)
-        try:
-            if self._adapter is not None:
-                self._fleet.forget(self._adapter.load)
-                await self._adapter.unload(self._fleet.up)
-            await self._versions.left(self.version)
-        finally:
-            if not self._views:
-                await self._versions.close()
-                await self._fleet.close()
-
-    @property
-    def folder(self) -> str:
-        """Where its server says that the weights come from is the server's own affair."""
-        return self.settings.model
-
     async def reread(self) -> str:
-        """Ask the servers again what they serve; steps have that version from now on. Not those
-        that follow announcements, of which each search has a version of its own."""
-        if self._adapter is None and not self.follows:
-            await self._fleet.look()
-            self.version = self._base.version = self._fleet.version
-        return self.version
-
-    @property
-    def follows(self) -> bool:
-        return self._versions.follows
-
-    async def coming(self) -> Checkpoint:
-        """Of servers that follow announcements: what they serve, or are to serve next."""
-        return Checkpoint(Path(self.folder), await self._versions.coming(), "unknown", {})
-
-    def routed(self, key: bytes, admits: Admits | None = None) -> HttpEngine:
-        other = copy(self)
-        other._route = self._route.keyed(key, admits)
-        return other
-
-    def replicas(self) -> list[Standing]:
-        return [replica.standing for replica in self._fleet.replicas]
+        return self.version if self._adapter else await super().reread()
 
     async def look_over(self, folder: Path) -> Checkpoint:
         """The adapter in `folder`, which this process has to see at the path at which the server
@@ -126,9 +77,6 @@ class HttpEngine:
         with boundary(EngineError, f"reading {folder}"):
             return await asyncio.to_thread(look_over, folder, "policy", model, tokenizer)
 
-    def drains(self, found: Checkpoint) -> bool:
-        return self._versions.drains(found.version)
-
     async def successor(self, found: Checkpoint) -> HttpEngine:
         """The policy with what its servers are to serve next, where they follow announcements.
 
@@ -138,27 +86,30 @@ class HttpEngine:
         if self.follows:
             await self._versions.go(found.version)
         if found.rank is None:
-            return self._view(self._base.settings, found.version, None)
+            view = self._view(found.version)
+            view._become(self._base._http, None)
+            return view
         adapter = Adapter(f"{found.version}-{uuid4().hex[:8]}", found.folder)
         try:
             await self._fleet.prepare(adapter.load)
         except BaseException:
             await adapter.unload(self._fleet.up)
             raise
-        settings = self.settings.model_copy(update={"model": adapter.name})
-        return self._view(settings, found.version, adapter)
+        view = self._view(found.version)
+        view._become(self.settings.model_copy(update={"model": adapter.name}), adapter)
+        return view
 
-    def _view(self, settings: HttpSettings, version: str, adapter: Adapter | None) -> HttpEngine:
-        other = copy(self)
-        other.settings, other.version, other._adapter = settings, version, adapter
+    def _become(self, settings: HttpSettings, adapter: Adapter | None) -> None:
+        self._http, self._adapter = settings, adapter
         if adapter is not None:
-            other._route = Route(self._fleet, admits=(adapter.admits,))
-        else:
-            other._route = self._versions.route(version)
+            self._route = Route(self._fleet, admits=(adapter.admits,))
         if isinstance(self._dialect, Completions):
-            other._dialect = self._dialect.named(settings)
-        self._views.append(other)
-        return other
+            self._dialect = self._dialect.named(settings)
+
+    async def _leave(self) -> None:
+        if self._adapter is not None:
+            self._fleet.forget(self._adapter.load)
+            await self._adapter.unload(self._fleet.up)
 
     def stream(
         self,
@@ -187,10 +138,6 @@ class HttpEngine:
     def load(self) -> Load:
         return self._fleet.load()
 
-    async def check(self) -> None:
-        """One try at each server until one can serve, at most `connect_timeout` seconds each."""
-        await self._fleet.check()
-
     async def _start_chat(self) -> None:
         self._dialect = Chat(self.settings)
         self.tokenizer = self._dialect.tokenizer
@@ -199,19 +146,11 @@ class HttpEngine:
         self.version = self._fleet.version
 
     async def _start_vllm(self) -> None:
-        await self._fleet.start()
-        self.version = await self._versions.start()
-        self._route = self._versions.route(self.version)
-        cards = [replica.card for replica in self._fleet.up]
-        self.context = min(context_of(c, self.settings.context, EngineError) for c in cards)
-        path = self.settings.tokenizer or self.settings.model
-        with boundary(EngineError, f"reading the tokenizer {path}"):
-            tokenizer = await asyncio.to_thread(HFTokenizer, path)
-        self.tokenizer = tokenizer
+        self.tokenizer, self.context = await self._find()
         lean = await asyncio.gather(*map(_has_lean_route, self._fleet.up))
         streams = TokenStream if all(lean) else CompletionStream
-        self._dialect = Completions(self.settings, tokenizer, streams)
-        greeting = tokenizer.render([Message("user", "1")])
+        self._dialect = Completions(self.settings, self.tokenizer, streams)
+        greeting = self.tokenizer.render([Message("user", "1")])
         if await self._dialect.gives_raw_logprobs(self._route, greeting):
             log.warning(
                 "%s reports raw log-probabilities; run it with --logprobs-mode processed_logprobs",

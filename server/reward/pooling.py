@@ -17,23 +17,19 @@ import asyncio
 import struct
 from base64 import b64decode
 from collections.abc import Sequence
-from copy import copy
 from enum import Enum
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Self
 
 from server.config import HttpSettings
 from server.engine.checkpoint import BadWeights, Checkpoint
+from server.engine.remote import RemoteModel
 from server.engine.tokenizer import HFTokenizer
-from server.errors import BadRequest, EngineDead, PonderError, ScorerError, boundary
+from server.errors import BadRequest, PonderError, ScorerError, boundary
 from server.reward.batching import Batcher
 from server.reward.client import Memory, Rows
-from server.routing.fleet import Fleet
-from server.routing.replica import Admits, Replica, Standing
-from server.routing.route import Route
-from server.routing.versions import Versions
-from server.upstream import context_of
+from server.routing.replica import Replica
 
 ROUTE = "/pooling"
 BATCH = 64  # paths in one HTTP request
@@ -51,7 +47,7 @@ class Pooling(Enum):
     LAST = "last"
 
 
-class HttpPooling:
+class HttpPooling(RemoteModel):
     """`server.reward.client.RewardModel`; its attributes are set by `start`."""
 
     tokenizer: HFTokenizer
@@ -62,16 +58,10 @@ class HttpPooling:
                 f"a remote reward model cannot speak the {settings.dialect} dialect; allowed: vllm",
                 param="engine.dialect",
             )
-        self.name = settings.name or PurePosixPath(settings.model).name
-        self.version = "unknown"
+        super().__init__(settings, error=ScorerError, every=EVERY)
         self.context = 0
         self.memory = Memory()
-        self._engine = settings
         self._activation = activation
-        self._fleet = Fleet(settings, error=ScorerError, dead=EngineDead, every=EVERY)
-        self._versions = Versions(self._fleet)
-        self._route = Route(self._fleet)
-        self._views = [self]  # that share the connections; the last one to close ends them
         self._batchers: dict[Replica, Paths] = {}
         self._pooling = Pooling.LAST
         self._labels = 0
@@ -80,80 +70,24 @@ class HttpPooling:
         """Ask the servers what they serve, and one of them for a verdict. Raises `EngineDead` if
         none can be reached, `ScorerError` if it is no reward model; it is closed then."""
         try:
-            await self._fleet.start()
-            self.version = await self._versions.start()
-            self._route = self._versions.route(self.version)
-            cards = [replica.card for replica in self._fleet.up]
-            self.context = min(context_of(c, self._engine.context, ScorerError) for c in cards)
-            path = self._engine.tokenizer or self._engine.model
-            with boundary(ScorerError, f"reading the tokenizer {path}"):
-                self.tokenizer = await asyncio.to_thread(HFTokenizer, path)
+            self.tokenizer, self.context = await self._find()
             await self._probe()
         except BaseException:
             await self.close()
             raise
 
-    async def close(self) -> None:
-        """Of several that share servers, the last one ends the connections to them."""
-        if self not in self._views:
-            return
-        self._views.remove(self)
-        try:
-            await self._versions.left(self.version)
-        finally:
-            if not self._views:
-                await self._versions.close()
-                for batcher in self._batchers.values():
-                    await batcher.close()
-                await self._fleet.close()
-
-    @property
-    def folder(self) -> str:
-        """Where its server says that the weights come from is the server's own affair."""
-        return self._engine.model
-
-    async def reread(self) -> str:
-        """Ask the servers again what they serve; verdicts are of that version from now on. Not
-        those that follow announcements, of which each search has a version of its own."""
-        if not self.follows:
-            await self._fleet.look()
-            self.version = self._fleet.version
-        return self.version
-
-    @property
-    def follows(self) -> bool:
-        return self._versions.follows
-
-    async def coming(self) -> Checkpoint:
-        """Of servers that follow announcements: what they serve, or are to serve next."""
-        return Checkpoint(Path(self.folder), await self._versions.coming(), "unknown", {})
-
     async def look_over(self, folder: Path) -> Checkpoint:
         """Nothing is exchanged from here. Raises `BadWeights`."""
         raise BadWeights(f"{self.name} is served elsewhere: exchange it there, and post {{}} here")
 
-    def drains(self, found: Checkpoint) -> bool:
-        return self._versions.drains(found.version)
-
     async def successor(self, found: Checkpoint) -> Self:
         """The reward model with what its servers are to serve next. Each is to be closed."""
         await self._versions.go(found.version)
-        other = copy(self)
-        other.version, other._route = found.version, self._versions.route(found.version)
-        self._views.append(other)
-        return other
+        return self._view(found.version)
 
-    async def check(self) -> None:
-        """One try at each server until one can serve, at most `connect_timeout` seconds each."""
-        await self._fleet.check()
-
-    def routed(self, key: bytes, admits: Admits | None = None) -> Self:
-        other = copy(self)
-        other._route = self._route.keyed(key, admits)
-        return other
-
-    def replicas(self) -> list[Standing]:
-        return [replica.standing for replica in self._fleet.replicas]
+    async def _end(self) -> None:
+        for batcher in self._batchers.values():
+            await batcher.close()
 
     async def rows(self, ids: Sequence[int], marks: Sequence[int], *, reuse: bool = True) -> Rows:
         if self._pooling is Pooling.LAST:
@@ -238,7 +172,7 @@ class HttpPooling:
         self, replica: Replica, batch: Sequence[Sequence[int]], **encoding: str
     ) -> list[Any]:
         body = {
-            "model": self._engine.model,
+            "model": self._http.model,
             "input": [list(ids) for ids in batch],
             "use_activation": self._activation,
         }

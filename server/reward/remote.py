@@ -62,7 +62,7 @@ class HttpPrm(HttpPooling):
         """The good label's share of both labels, as what follows each of the prompts."""
         assert self.layout.labels is not None
         body = {
-            "model": self._engine.model,
+            "model": self._http.model,
             "prompt": [list(ids) for ids in batch],
             "max_tokens": 1,
             "logprobs": 0,

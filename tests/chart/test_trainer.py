@@ -82,6 +82,16 @@ def test_settings_are_where_the_steps_look() -> None:
     assert {Path(path).name for path in named} == set(files)
 
 
+def test_traces_in_an_object_store_need_no_claim() -> None:
+    store = {"store": "s3://bucket/traces", "persistence": {"enabled": False}}
+    compiling = {"compile.yaml": {"traces": [store["store"]]}}
+    rendered = chart("closed-loop", {"traces": store, "trainer": {"config": compiling}})
+    pod = rendered.pod("trainer")
+    assert "traces" not in {volume["name"] for volume in pod.spec["volumes"]}
+    assert all("/traces" not in mounts(step) for step in pod.containers)
+    assert "s3://bucket/traces" in rendered.one("ConfigMap", "trainer")["data"]["compile.yaml"]
+
+
 def test_gpus_of_the_trainer() -> None:
     limits = chart("everything").container("trainer")["resources"]["limits"]
     assert limits["nvidia.com/gpu"] == "1"

@@ -27,6 +27,7 @@ from trainer.errors import ConfigError
 from trainer.folder import MODEL, REPORT, SETTINGS
 from trainer.loop import figures
 from trainer.loop.children import Children
+from trainer.loop.client import Client
 from trainer.loop.config import Gate, Learning, Loop, Measure, Run, Serve, TaskFiles
 from trainer.loop.learn import Learner
 from trainer.loop.rounds import TRACES, Rounds, Runs
@@ -227,7 +228,7 @@ class Told(Drilled):
 
     told: dict[str, tuple[float, bool]] = field(default_factory=dict)
 
-    async def _tried(self, number: int, gate: Gate, runs: Runs) -> Record:
+    async def _tried(self, client: Client, number: int, gate: Gate, runs: Runs) -> Record:
         search, stands = self.told["+".join(runs)]
         why = {} if stands else {"why": "worse"}
         return {

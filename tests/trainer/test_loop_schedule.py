@@ -79,12 +79,13 @@ def test_what_serves_is_what_was_promoted_last() -> None:
     assert standing.base("policy") == "/p0"
     first = Standing({name: STAGES[name] for name in ("0/base", "0/gate")})
     assert first.now() == {"policy": "/p0", "prm": "/r0"}
-    assert first.held()["pass_at_1"] == 0.1
+    assert first.held() == {"serving": {"pass_at_1": 0.1, "search": 0.6}}
 
 
 def test_what_was_refused_counts_for_nothing() -> None:
     standing = Standing(STAGES)
-    assert standing.held() == {"pass_at_1": 0.3, "search": 0.7}
+    base = {"pass_at_1": 0.1, "search": 0.6}
+    assert standing.held() == {"serving": {"pass_at_1": 0.3, "search": 0.7}, "base": base}
     assert standing.risen(2) == [0.1, 0.3, 0.3]
     assert standing.phase(2, 1.0, 2) == 0
     assert standing.phase(3, 1.0, 2) == 1

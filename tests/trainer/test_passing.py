@@ -49,6 +49,15 @@ def test_a_difference_that_chance_makes_is_none() -> None:
     check(report(chance, before, tolerance=0.0), ["prm"])
 
 
+def test_rounds_that_are_each_worse_within_the_tolerance_do_not_add_up() -> None:
+    base, before, after = (figures(search=s) for s in (0.9, 0.8, 0.79))
+    told = report(after, before, tolerance=0.02)
+    check(told, ["prm"])
+    with pytest.raises(GateError, match=r"0\.790, and 0\.900 of what served at first"):
+        check({**told, "base": base}, ["prm"])
+    check({**told, "base": figures(search=0.8)}, ["prm"])
+
+
 def test_divergence_by_hand() -> None:
     answers = [Judged(0.9, 1.0, 1), Judged(0.8, 0.0, 1), Judged(0.2, 0.0, 3), Judged(None, 1.0, 1)]
     found = divergence(answers)

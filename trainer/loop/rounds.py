@@ -34,7 +34,7 @@ from trainer.loop.server import Server, ponder_serve
 from trainer.loop.standing import BASE, GATE, Standing
 from trainer.loop.state import Record, State
 from trainer.loop.tasks import Grading, Task, TaskSets
-from trainer.passing import SEARCH, check
+from trainer.passing import SEARCH, STANDARDS, check
 from trainer.publish import check_finite, described, publish
 from trainer.reference.tasks import write as write_game24
 
@@ -140,7 +140,8 @@ class Rounds:
         return await self._searched(client, number, TRACES, self.settings.searches)
 
     async def _rollouts(self, number: int, how: Refresh, runs: Runs) -> Record:
-        async with self._taking({"policy": runs["policy"]}) as client:
+        async with self._trying() as client:
+            await client.load(self._with({"policy": runs["policy"]}))
             return await self._searched(client, number, ROLLOUTS, how.searches)
 
     async def _searched(
@@ -183,9 +184,9 @@ class Rounds:
         gate = self.settings.gate
         if gate is None:
             return {"accepted": True, "kinds": list(runs)}
-        tried = [await self._tried(number, gate, runs)]
-        if "prm" in runs:
-            tried.append(await self._tried(number, gate, {"policy": runs["policy"]}))
+        pairs: list[Runs] = [runs, {"policy": runs["policy"]}] if "prm" in runs else [runs]
+        async with self._trying() as client:
+            tried = [await self._tried(client, number, gate, pair) for pair in pairs]
         stand = [one for one in tried if one["accepted"]]
         best = max(stand or tried, key=lambda one: float(one["candidate"][SEARCH]))
         if not stand:
@@ -194,11 +195,11 @@ class Rounds:
         told = [{k: t[k] for k in short} | {SEARCH: t["candidate"][SEARCH]} for t in tried]
         return {**best, "tried": told}
 
-    async def _tried(self, number: int, gate: Gate, runs: Runs) -> Record:
-        async with self._taking(runs) as client:
-            after = await self._measured(client, f"{number}", "gate", gate.measure, self.tasks.gate)
-        before, kinds = self._standing.held(), list(runs)
-        report = {"gate": gate.model_dump(mode="json"), "candidate": after, "serving": before}
+    async def _tried(self, client: Client, number: int, gate: Gate, runs: Runs) -> Record:
+        await client.load(self._with(runs))
+        after = await self._measured(client, f"{number}", "gate", gate.measure, self.tasks.gate)
+        kinds = list(runs)
+        report = {"gate": gate.model_dump(mode="json"), "candidate": after, **self._standing.held()}
         try:
             check(report, kinds)
         except GateError as error:
@@ -207,11 +208,13 @@ class Rounds:
 
     async def _publish(self, runs: Runs, verdict: Record) -> Record:
         runs = {kind: runs[kind] for kind in verdict["kinds"]}
-        report = {k: v for k, v in verdict.items() if k in ("gate", "candidate", "serving")} or None
+        report = {
+            k: v for k, v in verdict.items() if k in ("gate", "candidate", *STANDARDS)
+        } or None
         root, folders = self.settings.published, {}
         for kind, run in runs.items():
-            source, told = described(run)
-            folders[kind] = await asyncio.to_thread(publish, root, source, kind, report, told)
+            source, config = described(run)
+            folders[kind] = await asyncio.to_thread(publish, root, source, kind, report, config)
         client = await self.server.client()
         await client.load({**self._standing.now(), **{k: str(f) for k, f in folders.items()}})
         return {k: {"version": f.name, "folder": str(f.resolve())} for k, f in folders.items()}
@@ -244,15 +247,11 @@ class Rounds:
         return client
 
     @asynccontextmanager
-    async def _taking(self, runs: Runs) -> AsyncIterator[Client]:
-        """A server that serves these for a while: ours, or one beside it."""
-        candidate: dict[Kind, str] = {kind: str(described(run)[0]) for kind, run in runs.items()}
-        wanted = {**self._standing.now(), **candidate}
+    async def _trying(self) -> AsyncIterator[Client]:
+        """A server that takes candidates for a while: ours, or one beside it."""
         config = self.settings.gate.config if self.settings.gate else None
         if config is None:
-            client = await self.server.client()
-            await client.load(wanted)
-            yield client
+            yield await self.server.client()
             return
         seconds = self.settings.serve.seconds
         folder = self.state.folder / "gate"
@@ -261,8 +260,12 @@ class Rounds:
             ponder_serve(config, {}, folder, self.children, seconds) as (url, key),
             connected(url, key) as client,
         ):
-            await client.load(wanted)
             yield client
+
+    def _with(self, runs: Runs) -> dict[Kind, str]:
+        """What serves, with these in its place."""
+        candidate: dict[Kind, str] = {kind: str(described(run)[0]) for kind, run in runs.items()}
+        return {**self._standing.now(), **candidate}
 
     def _files(self) -> TaskFiles:
         tasks = self.settings.tasks

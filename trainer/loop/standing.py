@@ -29,14 +29,16 @@ class Standing:
                 serving |= {k: str(record[k]["folder"]) for k in KINDS if k in record}
         return serving
 
-    def held(self) -> Record:
-        """The gate's figures of what serves: of the candidate accepted last, else the base's."""
+    def held(self) -> dict[str, Record]:
+        """What the gate measured of what serves (the candidate accepted last, else the base), and
+        of the base: rounds that are each worse within chance must not add up."""
+        base = self.stages[GATE]
         accepted = [
             record["candidate"]
             for name, record in self.stages.items()
             if name.endswith("/gate") and record.get("accepted")
         ]
-        return accepted[-1] if accepted else self.stages[GATE]
+        return {"serving": accepted[-1], "base": base} if accepted else {"serving": base}
 
     def risen(self, rounds: int) -> list[float]:
         """pass@1 of the base and after each of so many rounds, as the gate measured it; where

@@ -33,7 +33,9 @@ template:
         configMap:
           name: {{ include "ponder.name" . }}
       {{- include "ponder.settingsVolumes" .root | nindent 6 }}
+      {{- if .root.Values.traces.persistence.enabled }}
       {{- include "ponder.claimVolume" (dict "root" .root "name" "traces" "readOnly" true) | nindent 6 }}
+      {{- end }}
       {{- include "ponder.claimVolume" (dict "root" .root "name" "weights") | nindent 6 }}
       {{- if .root.Values.models.persistence.enabled }}
       {{- include "ponder.claimVolume" (dict "root" .root "name" "models" "readOnly" .root.Values.models.persistence.readOnly) | nindent 6 }}
@@ -77,7 +79,9 @@ template:
     - {name: scratch, mountPath: /scratch}
     - {name: settings, mountPath: /etc/ponder, readOnly: true}
     - {name: config, mountPath: /etc/ponder-trainer, readOnly: true}
+    {{- if $root.Values.traces.persistence.enabled }}
     - {name: traces, mountPath: /traces, readOnly: true}
+    {{- end }}
     - {name: weights, mountPath: /weights}
     {{- if $root.Values.models.persistence.enabled }}
     - {name: models, mountPath: /models{{ if $root.Values.models.persistence.readOnly }}, readOnly: true{{ end }}}

@@ -220,8 +220,8 @@ models.persistence.readOnly: a hub's model is downloaded into the claim; name a 
 {{- if not .Values.weights.enabled }}
 trainer.enabled publishes to the claim of weights: set weights.enabled=true
 {{- end }}
-{{- if not .Values.traces.persistence.enabled }}
-trainer.enabled reads the claim of traces: set traces.persistence.enabled=true
+{{- if not (or .Values.traces.persistence.enabled (and (include "ponder.shared" .) .Values.traces.store)) }}
+trainer.enabled reads the claim of traces: set traces.persistence.enabled=true, or traces.store to a URL that trainer.config names
 {{- end }}
 {{- end }}
 {{- if and $trainer.timeZone (not $trainer.schedule) }}
