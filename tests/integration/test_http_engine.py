@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator
+from itertools import takewhile
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from server.config import HttpSettings
 from server.engine.http import HttpEngine
 from server.errors import EngineError
-from server.types import Cut, Message, Sampling, Stop
+from server.types import Cut, Message, Sampling, Step, Stop
 from tests.integration.engine_checks import CHECKS, GREEDY, LINES, Check, ask, collect, ids_of
 from tests.integration.servers import POLICY, metric, vllm_server
 from tests.integration.test_vllm_engine import nucleus
@@ -192,13 +193,19 @@ async def test_chat_step_by_step_is_the_whole(chat: HttpEngine, url: str) -> Non
     await at_rest(url)
 
 
+def same_text(pair: tuple[Step, Step]) -> bool:
+    return pair[0].text == pair[1].text
+
+
 async def test_the_chat_dialect_tells_the_likeliest_and_labels(
     engine: HttpEngine, chat: HttpEngine, prompt: tuple[int, ...]
 ) -> None:
     ids = chat.tokenizer.render(QUESTION)
     said = await collect(ask(engine, prompt, sampling=GREEDY, top_logprobs=3))
     steps = await collect(ask(chat, ids, sampling=GREEDY, top_logprobs=3))
-    for got, expected in zip(steps, said, strict=True):
+    alike = list(takewhile(same_text, zip(steps, said, strict=False)))
+    assert alike, "rounding may part the two at a near tie, but not at once"
+    for got, expected in alike:
         for row, right in zip(got.tops, expected.tops, strict=True):
             assert [math.exp(p) for p in row] == pytest.approx([*map(math.exp, right)], abs=0.03)
     digits = "0123456789"

@@ -77,7 +77,6 @@ async def test_lockstep_results_have_the_same_distribution(
     plain = await outcomes(models, strategy, 0)
     ahead = await outcomes(models, strategy, 16)
     assert sum(o.usage.discarded for o in plain) == 0 < sum(o.usage.discarded for o in ahead)
-    assert sum(o.usage.prompt_computed for o in ahead) < sum(o.usage.prompt_computed for o in plain)
     most = math.sqrt(-math.log(ALPHA / 2) / SEARCHES)
     found = [[statistics(o) for o in group] for group in (plain, ahead)]
     for name in found[0][0]:
