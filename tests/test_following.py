@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -17,7 +17,7 @@ from server.following import Follower
 from server.promotions import Promotions
 from server.reward import Models
 from server.weights import Weights
-from tests.exchanging import FakeJudge, FakePolicy
+from tests.exchanging import Exchange, FakeJudge, FakePolicy
 from tests.serving import PROFILE, until
 from tests.test_exchange import World
 from tests.test_published import NOON, promote, publish
@@ -102,7 +102,7 @@ class Servers:
 
 
 @dataclass
-class Followed:
+class Followed(Exchange):
     """A part as one gateway sees it: what is to come is `told` to it at a time of its own."""
 
     servers: Servers = field(default_factory=lambda: Servers("v1"))
@@ -115,9 +115,9 @@ class Followed:
     async def reread(self) -> str:
         return self.servers.version
 
-    async def successor(self, found: Checkpoint) -> Any:
+    async def successor(self, found: Checkpoint) -> Self:
         await self.servers.go(found.version)
-        return await super().successor(found)  # type: ignore[misc]
+        return await super().successor(found)
 
 
 @dataclass

@@ -56,7 +56,8 @@ def test_engines_are_for_the_gateway() -> None:
 
 def test_an_object_store_is_reached() -> None:
     store = {"store": "s3://bucket/traces", "persistence": {"enabled": False}}
-    rendered = chart("closed-loop", {"traces": store})
+    reading = {"config": {"compile.yaml": {"traces": [store["store"]]}}}
+    rendered = chart("closed-loop", {"traces": store, "trainer": reading})
     for name in ("gateway", "compactor", "trainer"):
         assert 443 in reached(rendered, name)
         assert 443 not in reached(chart("closed-loop"), name)

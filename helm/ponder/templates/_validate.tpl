@@ -220,8 +220,8 @@ models.persistence.readOnly: a hub's model is downloaded into the claim; name a 
 {{- if not .Values.weights.enabled }}
 trainer.enabled publishes to the claim of weights: set weights.enabled=true
 {{- end }}
-{{- if not (or .Values.traces.persistence.enabled (and (include "ponder.shared" .) .Values.traces.store)) }}
-trainer.enabled reads the claim of traces: set traces.persistence.enabled=true, or traces.store to a URL that trainer.config names
+{{- if and (not .Values.traces.persistence.enabled) (regexMatch `"/traces["/]` (toJson (list $trainer.steps $trainer.config))) }}
+trainer.config or steps read /traces, the claim of traces: set traces.persistence.enabled=true, or name a URL there
 {{- end }}
 {{- end }}
 {{- if and $trainer.timeZone (not $trainer.schedule) }}
