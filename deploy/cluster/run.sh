@@ -27,10 +27,10 @@ export KUBECTL
 read -ra build <<<"${IMAGE_BUILD:-docker build}"
 
 deploy/cluster/build.sh
-deploy/image/build.sh gateway cpu
+deploy/image/build.sh gateway cpu trainer
 "${build[@]}" --tag ponder-valkey:test deploy/cluster/valkey
 deploy/cluster/down.sh
 trap deploy/cluster/down.sh EXIT
-deploy/cluster/up.sh ponder-gateway:test ponder-cpu:test ponder-valkey:test
+deploy/cluster/up.sh ponder-gateway:test ponder-cpu:test ponder-trainer:test ponder-valkey:test
 export KUBECONFIG=$CLUSTER/kubeconfig HELM_ARGS="--values=deploy/cluster/images.yaml ${HELM_ARGS:-}"
 nsenter "--net=/run/netns/$NETNS" "${checks[@]}"

@@ -12,6 +12,7 @@ import shlex
 import shutil
 import sys
 from asyncio.subprocess import PIPE
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +35,14 @@ async def run(*command: str, given: str = "") -> str:
     told = f"{shlex.join(command)}\n{output.decode()}\n{complaint.decode(errors='replace')}"
     assert process.returncode == 0, told
     return output.decode()
+
+
+async def until(true: Callable[[], Awaitable[bool]], seconds: float) -> None:
+    async with asyncio.timeout(seconds):
+        while True:
+            if await true():
+                return
+            await asyncio.sleep(1)
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,12 @@ class Cluster:
         waits = ("--wait", "--timeout=9m")
         chart = ("ponder", str(self.chart))
         return await self.helm(command, *chart, *waits, *self.rendering, *arguments, *GIVEN)
+
+    async def manifests(self, name: str, *arguments: str) -> str:
+        """What `kubectl apply` is given."""
+        return await self.helm(
+            "template", name, str(self.chart), "--no-hooks", *self.rendering, *arguments, *GIVEN
+        )
 
     @cached_property
     def rendering(self) -> tuple[str, ...]:

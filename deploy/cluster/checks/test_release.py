@@ -3,22 +3,32 @@ the one before it left."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+import re
+from collections.abc import AsyncIterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
 
 from deploy.cluster.checks.client import GATEWAY, Client, Counted, start
-from deploy.cluster.checks.commands import CHART, CLUSTER, OLDEST, Cluster, Object, minor, relaxed
-from deploy.cluster.checks.publishing import publish
-from deploy.image.checks.searching import QUESTION, SHORT
+from deploy.cluster.checks.commands import (
+    CHART,
+    CLUSTER,
+    OLDEST,
+    Cluster,
+    Object,
+    minor,
+    relaxed,
+    until,
+)
+from deploy.cluster.checks.training import going_back, promoted
+from deploy.image.checks.searching import EASY, QUESTION, SHORT
 
 LAPTOP = f"--values={CHART / 'values' / 'laptop-cpu.yaml'}"
 SHARED = f"--values={CLUSTER / 'values.yaml'}"
+LEARNING = f"--values={CLUSTER / 'training.yaml'}"
 NAMESPACE = os.environ.get("NAMESPACE", "ponder-check")
 GATEWAYS = "-l=app.kubernetes.io/component=gateway"
 MINE = "-l=app.kubernetes.io/instance=ponder"
@@ -27,6 +37,7 @@ KINDS = (
     *("pods", "deployments", "replicasets", "statefulsets", "jobs", "services", "endpoints"),
     *("configmaps", "secrets", "serviceaccounts", "networkpolicies", "poddisruptionbudgets"),
 )
+SINGLE = ("--set=mode=single", "--set=gateway.resources.limits.memory=6Gi")
 REQUESTS = 40  # at least, while something is replaced
 
 
@@ -47,14 +58,6 @@ async def cluster() -> AsyncIterator[Cluster]:
 @pytest.fixture(scope="module")
 async def client(cluster: Cluster) -> Client:
     return await start(cluster)
-
-
-async def until(true: Callable[[], Awaitable[bool]], seconds: float) -> None:
-    async with asyncio.timeout(seconds):
-        while True:
-            if await true():
-                return
-            await asyncio.sleep(1)
 
 
 async def gateways(cluster: Cluster) -> dict[str, bool]:
@@ -104,10 +107,7 @@ async def test_it_grows_to_several_gateways(cluster: Cluster, client: Client) ->
     await replaced(cluster, before)
     found = await client.ask("/v1/reason", SHORT)
 
-    async def compacted() -> bool:
-        return "traces=1" in await cluster.kubectl("logs", "deployment/ponder-compactor")
-
-    await until(compacted, 60)
+    await compacted(cluster, 1)
     assert (await client.ask(f"/v1/traces/{found['trace_id']}"))["nodes"]
 
 
@@ -152,19 +152,51 @@ async def test_a_rollback_fails_no_request(cluster: Cluster, client: Client) -> 
     assert "queue: 500" not in await settings(cluster)
 
 
-async def test_published_weights_reach_every_pod(cluster: Cluster, client: Client) -> None:
+async def compacted(cluster: Cluster, traces: int) -> None:
+    """Until so many are in the claim."""
+
+    async def there() -> bool:
+        return await in_claim(cluster) >= traces
+
+    await until(there, 60)
+
+
+async def in_claim(cluster: Cluster) -> int:
+    told = await cluster.kubectl("logs", "deployment/ponder-compactor")
+    return sum(map(int, re.findall(r"traces=(\d+)", told)))
+
+
+async def test_what_it_learned_reaches_every_pod_and_goes_back(
+    cluster: Cluster, client: Client
+) -> None:
+    before = await in_claim(cluster)
+    for puzzle in EASY:
+        await client.ask("/v1/reason", {"question": puzzle, "strategy": {"kind": "vote", "n": 16}})
+    await compacted(cluster, before + len(EASY))
     async with client.load() as load:
-        versions = await publish(cluster)
-
-        async def served() -> bool:
-            found = {part: await client.ask(at(part)) for part in versions}
-            return versions == {part: told["version"] for part, told in found.items()}
-
-        await until(served, 120)
-    assert set(versions) == {"policy", "prm"}
+        await cluster.release("upgrade", LAPTOP, SHARED, LEARNING)
+        steps = await promoted(cluster)
+        learned, shipped = steps["publish"], steps["shipped"]
+        await served(client, learned)
+        assert (await client.ask("/v1/reason", SHORT))["version"] == learned["policy"]
+        assert (await client.ask("/v1/models"))["data"][0]["prm_version"] == learned["prm"]
+        await cluster.release("upgrade", LAPTOP, SHARED, LEARNING, going_back(shipped))
+        await promoted(cluster)
+        await served(client, shipped)
+    assert set(learned) == {"policy", "prm"}
+    assert not set(learned.values()) & set(shipped.values())
     assert not load.failed, load
-    assert (await client.ask("/v1/reason", SHORT))["version"] == versions["policy"]
-    assert (await client.ask("/v1/models"))["data"][0]["prm_version"] == versions["prm"]
+
+
+async def served(client: Client, versions: dict[str, str]) -> None:
+    """Until the servers of policy and PRM have these, and a gateway does."""
+
+    async def followed() -> bool:
+        parts = {part: (await client.ask(at(part)))["version"] for part in versions}
+        model = (await client.ask("/v1/models"))["data"][0]
+        return versions == parts == {"policy": model["version"], "prm": model["prm_version"]}
+
+    await until(followed, 120)
 
 
 def at(part: str) -> str:
@@ -187,3 +219,13 @@ async def test_uninstalled_only_claims_are_left(cluster: Cluster, client: Client
     await until(gone, 200)
     claims = {found["metadata"]["name"] for found in await cluster.get("persistentvolumeclaims")}
     assert claims == {"ponder-traces", "ponder-weights", "data-ponder-redis-0"}
+
+
+async def test_manifests_of_a_single_process_are_applied(cluster: Cluster, client: Client) -> None:
+    """As `make manifests` renders them, without helm."""
+    manifests = await cluster.manifests("whole", LAPTOP, *SINGLE)
+    await cluster.kubectl("apply", "-f", "-", given=manifests)
+    await cluster.kubectl("rollout", "status", "deployment/whole-ponder-gateway", "--timeout=9m")
+    found = await client.ask("http://whole-ponder-gateway:8000/v1/reason", SHORT)
+    assert found["answers"][0]["content"], found
+    await cluster.kubectl("delete", "-f", "-", "--timeout=5m", given=manifests)

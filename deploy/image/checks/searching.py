@@ -8,9 +8,12 @@ from typing import Any
 
 import httpx
 
+from benchmarks.puzzles import draw, puzzles, question
 from deploy.image.checks.container import Container
 
 QUESTION = "Use 4 9 10 13 to make 24."
+# None of them is held out.
+EASY = [question(puzzle) for puzzle in puzzles()[:60] if draw(puzzle) >= 200][:4]
 LONG = {"question": QUESTION, "strategy": {"kind": "best_of_n", "n": 96, "stop_at": 1.0}}
 # A verifier that reads mathematics in a process of its own, behind a system call filter.
 SHORT = {
