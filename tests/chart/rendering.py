@@ -130,7 +130,7 @@ def _pods(found: Object) -> Iterator[Pod]:
         template = spec["jobTemplate"]["spec"]["template"]
         yield Pod(kind, name, template["metadata"], template["spec"], found)
     elif kind == "LeaderWorkerSet":
-        group = spec["leaderWorkerTemplate"]
+        group, name = spec["leaderWorkerTemplate"], name.removesuffix("-group")
         for role in ("leader", "worker"):
             template = group[f"{role}Template"]
             called = name if role == "leader" else f"{name}-worker"

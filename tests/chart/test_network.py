@@ -55,12 +55,17 @@ def test_engines_are_for_the_gateway() -> None:
 
 
 def test_an_object_store_is_reached() -> None:
-    store = {"store": "s3://bucket/traces", "persistence": {"enabled": False}}
+    store, offline = {"store": "s3://bucket/traces"}, {"models": {"hub": {"offline": True}}}
     reading = {"config": {"compile.yaml": {"traces": [store["store"]]}}}
-    rendered = chart("closed-loop", {"traces": store, "trainer": reading})
+    rendered = chart("closed-loop", offline | {"traces": store, "trainer": reading})
     for name in ("gateway", "compactor", "trainer"):
         assert 443 in reached(rendered, name)
-        assert 443 not in reached(chart("closed-loop"), name)
+        assert 443 not in reached(chart("closed-loop", offline), name)
+
+
+def test_the_trainer_reaches_the_hub_and_the_servers_of_its_gate() -> None:
+    """It begins with a model of the hub's, and its gate may ask policy and PRM."""
+    assert {"gateway", "policy", "prm", "redis", 443} <= reached(chart("closed-loop"), "trainer")
 
 
 def test_what_needs_redis_reaches_it_and_it_reaches_nobody() -> None:

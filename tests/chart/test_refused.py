@@ -86,7 +86,42 @@ CONTRADICTIONS: list[tuple[str, Object, str]] = [
         {"gateway": {"httpRoute": {"enabled": True}, "auth": {"anonymous": True}}},
         "gateway.httpRoute.parentRefs is empty",
     ),
+    (
+        "default",
+        {"gateway": {"service": {"type": "LoadBalancer"}}},
+        "gateway.service.type leads to a gateway that asks for no key",
+    ),
+    (
+        "default",
+        {"gateway": {"auth": {"adminKeys": ["k"]}}, "tests": {"enabled": False}},
+        "gateway.auth.adminKeys alone leave every other route without a key",
+    ),
+    (
+        "default",
+        {"gateway": {"settings": {"orm": {"engine": {"api_key": "k"}}}}},
+        "gateway.settings.orm.engine.api_key: keys belong in a Secret",
+    ),
+    (
+        "default",
+        {"gateway": {"settings": {"judge": {"api_key": "k"}}}},
+        "gateway.settings.judge.api_key: keys belong in a Secret",
+    ),
+    (
+        "default",
+        {"gateway": {"preStopSeconds": 0, "drainSeconds": 900}},
+        "gateway.terminationGracePeriodSeconds is 160: must be more",
+    ),
+    (
+        "replicas",
+        {"policy": {"serviceMonitor": {"enabled": False}}},
+        "policy.autoscaling.keda.query asks for what policy.serviceMonitor collects",
+    ),
     ("default", {"policy": CHATTY}, "set policy.enabled=false"),
+    (
+        "default",
+        {"prm": {"enabled": False, "external": {"url": "https://u:secret@prm/v1"}}},
+        "prm.external.url holds a user or password",
+    ),
     ("default", {"policy": {"enabled": False}}, "there is no policy"),
     (
         "default",
@@ -96,11 +131,6 @@ CONTRADICTIONS: list[tuple[str, Object, str]] = [
     ("default", {"policy": {"multiNode": {"enabled": True}}}, "policy.multiNode is for device gpu"),
     ("multi-node", {"policy": {"multiNode": {"size": 1}}}, "policy.multiNode.size is 1"),
     ("multi-node", {"weights": {"enabled": True}}, "policy.multiNode cannot follow weights"),
-    (
-        "default",
-        {"policy": {"vllm": {"kvCacheBytes": None}}},
-        "policy.vllm.kvCacheBytes is needed on CPUs",
-    ),
     (
         "two-gpus",
         {"models": {"hub": {"offline": True}}},
@@ -124,6 +154,12 @@ CONTRADICTIONS: list[tuple[str, Object, str]] = [
         "policy.autoscaling: in mode single there is nothing but the gateway",
     ),
     ("one-gpu", {"prm": {"enabled": False, **CHATTY}}, "no prm.external.url"),
+    (
+        "one-gpu",
+        {"policy": {"vllm": {"extraArgs": ["--quantization=fp8"]}}},
+        "policy.vllm.extraArgs has no effect in mode single",
+    ),
+    ("default", {"mode": "single"}, "gateway.resources.limits.memory is 2Gi: in mode single"),
     ("one-gpu", {"policy": {"enabled": False, **CHATTY}}, "mode single runs the policy itself"),
     (
         "replicas",
@@ -188,6 +224,16 @@ CONTRADICTIONS: list[tuple[str, Object, str]] = [
         {"trainer": {"enabled": True}, "weights": {"enabled": True}},
         "set traces.persistence.enabled=true",
     ),
+    (
+        "closed-loop",
+        {"traces": {"store": "s3://bucket/traces"}},
+        "with traces.store name its URL there",
+    ),
+    (
+        "closed-loop",
+        {"trainer": {"config": {"compile.yaml": {"traces": ["rediss://:secret@host/0"]}}}},
+        "trainer.config or steps hold a user or password of Redis",
+    ),
     ("default", {"trainer": {"timeZone": "UTC"}}, "trainer.timeZone is for trainer.schedule"),
 ]
 
@@ -249,6 +295,7 @@ MISTAKES: list[tuple[Object, str]] = [
     ({"trainer": {"steps": []}}, "steps"),
     ({"models": {"persistence": {"accessModes": ["Many"]}}}, "accessModes"),
     ({"networkPolicy": {"enabled": "yes"}}, "enabled"),
+    ({"policy": {"autoscaling": {"minReplicas": 0}}}, "minReplicas"),
 ]
 
 

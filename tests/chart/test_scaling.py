@@ -12,10 +12,12 @@ def test_what_is_scaled_says_no_replicas(shape: str) -> None:
     """Else each upgrade would set the number back."""
     rendered = chart(shape)
     kinds = ("HorizontalPodAutoscaler", "ScaledObject")
-    scaled = {name for kind in kinds for name in rendered.of(kind)}
+    scalers = [found for kind in kinds for found in rendered.of(kind).values()]
+    targets = {found["spec"]["scaleTargetRef"]["name"] for found in scalers}
+    scaled = [o for o in rendered.objects if o["metadata"]["name"] in targets]
     for kind in ("Deployment", "LeaderWorkerSet"):
         for name, found in rendered.of(kind).items():
-            assert ("replicas" in found["spec"]) == (name not in scaled), name
+            assert ("replicas" in found["spec"]) == (found not in scaled), name
 
 
 def test_engines_scale_by_what_waits_in_vllm() -> None:
@@ -35,12 +37,13 @@ def test_an_hpa_of_the_gateway() -> None:
 
 
 def test_groups_are_scaled_as_groups() -> None:
-    keda = {"policy": {"autoscaling": {"keda": {"enabled": True}}}}
+    watched = {"enabled": True}
+    keda = {"policy": {"autoscaling": {"keda": watched}, "serviceMonitor": watched}}
     spec = chart("multi-node", keda).one("ScaledObject", "policy")["spec"]
     assert spec["scaleTargetRef"] == {
         "apiVersion": "leaderworkerset.x-k8s.io/v1",
         "kind": "LeaderWorkerSet",
-        "name": "demo-ponder-policy",
+        "name": "demo-ponder-policy-group",
     }
 
 
@@ -58,9 +61,25 @@ def test_a_budget_of_0_is_one(pdb: Object, spec: Object) -> None:
     assert {k: v for k, v in found["spec"].items() if k != "selector"} == spec
 
 
+def test_no_service_has_a_group_s_name() -> None:
+    """By one of that name, which its controller makes, workers find a leader that is not ready."""
+    rendered = chart("multi-node")
+    assert not rendered.of("LeaderWorkerSet").keys() & rendered.of("Service").keys()
+
+
+@pytest.mark.parametrize("shape", EVERY)
+def test_a_rollout_is_late_only_after_its_pods_may_be(shape: str) -> None:
+    deployments = chart(shape).of("Deployment")
+    for name in {"gateway", "policy", "prm"} & deployments.keys():
+        spec = deployments[name]["spec"]
+        probe = spec["template"]["spec"]["containers"][0]["startupProbe"]
+        start = probe["periodSeconds"] * probe["failureThreshold"]
+        assert spec["progressDeadlineSeconds"] > start
+
+
 def test_a_group_has_one_leader_that_serves() -> None:
     rendered = chart("multi-node")
-    spec = rendered.one("LeaderWorkerSet", "policy")["spec"]["leaderWorkerTemplate"]
+    spec = rendered.one("LeaderWorkerSet", "policy-group")["spec"]["leaderWorkerTemplate"]
     leader = rendered.container("policy")
     worker = rendered.container("policy-worker")
     assert spec["size"] == 2 and spec["restartPolicy"] == "RecreateGroupOnPodRestart"

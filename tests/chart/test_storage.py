@@ -38,7 +38,7 @@ def test_with_redis_the_compactor_writes_what_gateways_read() -> None:
 
 def test_traces_may_go_to_an_object_store() -> None:
     values = {
-        "traces": {"store": "s3://bucket/traces", "persistence": {"enabled": False}},
+        "traces": {"store": "s3://bucket/traces"},
         "redis": {"enabled": True, "auth": {"password": "x"}},
     }
     rendered = chart("default", values)

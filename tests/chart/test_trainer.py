@@ -40,6 +40,20 @@ def test_without_one_it_is_a_job_that_other_settings_make_anew() -> None:
     assert first.startswith("trainer-")
     assert first == name({"gateway": {"preStopSeconds": 5}})
     assert first != name({"trainer": {"enabled": True, "backoffLimit": 3}})
+    # A Job's template cannot be changed: what changes it changes the name.
+    assert first != name({"global": {"imageRegistry": "registry.example"}})
+    assert first != name({"redis": {"enabled": True, "auth": {"password": "p"}}})
+    assert first != name({"trainer": {"enabled": True, "config": {"gate.yaml": {"traces": None}}}})
+
+
+def test_one_that_ran_once_stays_and_another_version_of_the_chart_is_no_other_run() -> None:
+    """One that is gone would be made, and train, with the next upgrade."""
+    rendered = chart("default", ON | SHARED)
+    [(name, _)] = rendered.of("Job").items()
+    spec = rendered.one("Job", name)["spec"]
+    assert "ttlSecondsAfterFinished" not in spec
+    versions = {"helm.sh/chart", "app.kubernetes.io/version"}
+    assert not versions & spec["template"]["metadata"]["labels"].keys()
 
 
 def test_steps_run_one_after_the_other() -> None:

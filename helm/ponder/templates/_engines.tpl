@@ -102,12 +102,14 @@ spec:
 {{- include "ponder.redisEnv" .root }}
 {{- end -}}
 
-{{/* vLLM finds its other nodes by itself (--nnodes): no Ray. The leader alone is in the Service. */}}
+{{/* vLLM finds its other nodes by itself (--nnodes): no Ray. The leader alone is in the Service. The
+controller makes a Service of the set's own name, by which workers find a leader that is not ready
+yet: no other may have it. */}}
 {{- define "ponder.leaderWorkerSet" }}
 apiVersion: leaderworkerset.x-k8s.io/v1
 kind: LeaderWorkerSet
 metadata:
-  {{- include "ponder.metadata" . | nindent 2 }}
+  {{- include "ponder.metadata" (merge (dict "suffix" "group") .) | nindent 2 }}
 spec:
   {{- if not (include "ponder.scaled" .) }}
   replicas: {{ .values.replicaCount | int }}

@@ -4,9 +4,15 @@
 {{- if hasPrefix "/" .model.name -}}true{{- end -}}
 {{- end -}}
 
+{{/* True of the pair that is in the images */}}
+{{- define "ponder.isShipped" -}}
+{{- if hasPrefix "/opt/ponder/models/" .model.name -}}true{{- end -}}
+{{- end -}}
+
 {{- define "ponder.servedName" -}}
 {{- $name := .model.name -}}
 {{- if include "ponder.isFolder" . -}}{{- $name = base .model.name -}}{{- end -}}
+{{- if include "ponder.isShipped" . -}}{{- $name = ternary "ponder-reference-prm" "ponder-reference" (eq $name "prm") -}}{{- end -}}
 {{- .model.servedName | default $name -}}
 {{- end -}}
 
@@ -21,6 +27,15 @@
 {{- else -}}
 /tokenizers/{{ .values.model.name }}
 {{- end -}}
+{{- end -}}
+
+{{- define "ponder.profile" -}}
+{{- .model.profile | default (ternary "reference" "" (eq .model.name "/opt/ponder/models/policy")) -}}
+{{- end -}}
+
+{{/* Bytes, or nothing; on CPUs vLLM would take nearly all memory */}}
+{{- define "ponder.kvCacheBytes" -}}
+{{- with .vllm.kvCacheBytes | default (ternary 536870912 0 (eq .device "cpu")) -}}{{ . | int64 }}{{- end -}}
 {{- end -}}
 
 {{- define "ponder.tokenizer" -}}
@@ -209,8 +224,8 @@ true
 - --max-model-len={{ . | int }}
 {{- end }}
 - --max-num-seqs={{ $vllm.maxNumSeqs | int }}
-{{- with $vllm.kvCacheBytes }}
-- --kv-cache-memory-bytes={{ . | int64 }}
+{{- with include "ponder.kvCacheBytes" .values }}
+- --kv-cache-memory-bytes={{ . }}
 {{- end }}
 {{- if eq .values.device "cpu" }}
 - --enforce-eager

@@ -20,6 +20,20 @@
 - ports: [{port: {{ $given | default (get $known $url.scheme) }}, protocol: TCP}]
 {{- end -}}
 
+{{/* The servers of policy and PRM */}}
+{{- define "ponder.egressModels" -}}
+{{- if eq .Values.mode "split" -}}
+{{- range $name := include "ponder.models" . | fromYamlArray }}
+{{- $engine := get $.Values $name }}
+{{- if $engine.enabled }}
+{{ include "ponder.egressTo" (dict "root" $ "name" $name "port" "http") }}
+{{- else }}
+{{ include "ponder.egressUrl" $engine.external.url }}
+{{- end }}
+{{- end }}
+{{- end -}}
+{{- end -}}
+
 {{- define "ponder.egressRedis" -}}
 {{- if .Values.redis.enabled -}}
 {{ include "ponder.egressTo" (dict "root" . "name" "redis" "port" "redis") }}

@@ -47,6 +47,11 @@ topologySpreadConstraints:
 {{- end }}
 {{- end -}}
 
+{{/* Seconds in which a pod starts at the latest: its probe's, and ten minutes for images and volumes */}}
+{{- define "ponder.startSeconds" -}}
+{{- add 600 (mul .startupProbe.periodSeconds .startupProbe.failureThreshold) -}}
+{{- end -}}
+
 {{/* Of a container, but for its name, command and mounts */}}
 {{- define "ponder.container" -}}
 image: {{ include "ponder.image" . | quote }}

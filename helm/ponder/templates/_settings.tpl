@@ -38,6 +38,11 @@ weights:
 {{- .Values.traces.store | default (ternary "/archive" "" .Values.traces.persistence.enabled) -}}
 {{- end -}}
 
+{{/* True if traces have a claim: what is compacted into a store needs none */}}
+{{- define "ponder.claimsTraces" -}}
+{{- if and .Values.traces.persistence.enabled (not (and (include "ponder.shared" .) .Values.traces.store)) -}}true{{- end -}}
+{{- end -}}
+
 {{/* True if that is the claim */}}
 {{- define "ponder.archives" -}}
 {{- if and (include "ponder.shared" .) (eq (include "ponder.store" .) "/archive") -}}true{{- end -}}
@@ -53,8 +58,8 @@ dtype: {{ .values.vllm.dtype }}
 max_model_len: {{ . | int }}
 {{- end }}
 max_num_seqs: {{ .values.vllm.maxNumSeqs | int }}
-{{- with .values.vllm.kvCacheBytes }}
-kv_cache_bytes: {{ . | int64 }}
+{{- with include "ponder.kvCacheBytes" .values }}
+kv_cache_bytes: {{ . }}
 {{- end }}
 {{- if eq .values.device "gpu" }}
 gpu_memory_utilization: {{ .values.vllm.gpuMemoryUtilization }}
@@ -75,7 +80,7 @@ resolve_seconds: 5
 priority: true
 {{- end }}
 {{- end }}
-{{- with .values.model.profile }}
+{{- with include "ponder.profile" .values }}
 profile: {{ . | quote }}
 {{- end }}
 {{- end -}}

@@ -3,11 +3,18 @@
 {{- define "ponder.trainerJob" -}}
 backoffLimit: {{ .values.backoffLimit | int }}
 activeDeadlineSeconds: {{ .values.activeDeadlineSeconds | int }}
+{{- /* One that is gone would be made and run again by the next upgrade. */}}
+{{- if .values.schedule }}
 ttlSecondsAfterFinished: {{ .values.ttlSecondsAfterFinished | int }}
+{{- end }}
 template:
   metadata:
     labels:
-      {{- include "ponder.podLabels" . | nindent 6 }}
+      {{- /* Not the chart's version: it changes nothing about a run. */}}
+      {{- include "ponder.selector" . | nindent 6 }}
+      {{- with merge (dict) .values.podLabels .root.Values.global.labels }}
+      {{- toYaml . | nindent 6 }}
+      {{- end }}
     {{- with .values.podAnnotations }}
     annotations:
       {{- toYaml . | nindent 6 }}
@@ -33,7 +40,7 @@ template:
         configMap:
           name: {{ include "ponder.name" . }}
       {{- include "ponder.settingsVolumes" .root | nindent 6 }}
-      {{- if .root.Values.traces.persistence.enabled }}
+      {{- if include "ponder.claimsTraces" .root }}
       {{- include "ponder.claimVolume" (dict "root" .root "name" "traces" "readOnly" true) | nindent 6 }}
       {{- end }}
       {{- include "ponder.claimVolume" (dict "root" .root "name" "weights") | nindent 6 }}
@@ -79,7 +86,7 @@ template:
     - {name: scratch, mountPath: /scratch}
     - {name: settings, mountPath: /etc/ponder, readOnly: true}
     - {name: config, mountPath: /etc/ponder-trainer, readOnly: true}
-    {{- if $root.Values.traces.persistence.enabled }}
+    {{- if include "ponder.claimsTraces" $root }}
     - {name: traces, mountPath: /traces, readOnly: true}
     {{- end }}
     - {name: weights, mountPath: /weights}

@@ -26,6 +26,8 @@ gateway.drainSeconds is {{ $gateway.drainSeconds }}: a search may last {{ $longe
   "server.admin_keys" "keys belong in a Secret: gateway.auth"
   "policy.api_key" "keys belong in a Secret: policy.external.existingSecret"
   "prm.engine.api_key" "keys belong in a Secret: prm.external.existingSecret"
+  "orm.engine.api_key" "keys belong in a Secret: PONDER_ORM__ENGINE__API_KEY in gateway.extraEnv"
+  "judge.api_key" "keys belong in a Secret: PONDER_JUDGE__API_KEY in gateway.extraEnv"
   "policy.kind" "set mode"
   "policy.url" "set policy.external.url"
   "policy.model" "set policy.model"
@@ -53,10 +55,14 @@ gateway.auth: existingSecret, or apiKeys, adminKeys and probeKey, not both
 gateway.auth.probeKey is empty: Prometheus and `helm test` need a key (or tests.enabled=false and gateway.serviceMonitor.enabled=false)
 {{- end }}
 {{- end }}
-{{- range list "ingress" "httpRoute" -}}
-{{- if and (get $gateway .).enabled (not (include "ponder.authenticates" $)) (not $gateway.auth.anonymous) }}
-gateway.{{ . }} leads to a gateway that asks for no key: set gateway.auth, or gateway.auth.anonymous=true
+{{- $ways := dict "ingress" $gateway.ingress.enabled "httpRoute" $gateway.httpRoute.enabled "service.type" (ne $gateway.service.type "ClusterIP") -}}
+{{- range $way, $open := $ways -}}
+{{- if and $open (not (include "ponder.authenticates" $)) (not $gateway.auth.anonymous) }}
+gateway.{{ $way }} leads to a gateway that asks for no key: set gateway.auth, or gateway.auth.anonymous=true
 {{- end }}
+{{- end }}
+{{- if and $gateway.auth.adminKeys (not (or $gateway.auth.apiKeys $gateway.auth.probeKey)) }}
+gateway.auth.adminKeys alone leave every other route without a key: set gateway.auth.apiKeys
 {{- end }}
 {{- if and $gateway.ingress.enabled (not $gateway.ingress.hosts) }}
 gateway.ingress.hosts is empty
@@ -72,6 +78,9 @@ gateway.httpRoute.parentRefs is empty
 {{- if and $engine.enabled $engine.external.url }}
 {{ $name }}.external.url is of a server that is there already: set {{ $name }}.enabled=false
 {{- end }}
+{{- if contains "@" $engine.external.url }}
+{{ $name }}.external.url holds a user or password: a key belongs in {{ $name }}.external.existingSecret
+{{- end }}
 {{- if and $engine.external.existingSecret (not $engine.external.url) }}
 {{ $name }}.external.existingSecret is for {{ $name }}.external.url
 {{- end }}
@@ -83,9 +92,6 @@ gateway.httpRoute.parentRefs is empty
 {{- end }}
 {{- if and $engine.multiNode.enabled (lt (int $engine.multiNode.size) 2) }}
 {{ $name }}.multiNode.size is {{ $engine.multiNode.size }}: a group has 2 pods or more
-{{- end }}
-{{- if and $engine.enabled (eq $engine.device "cpu") (not $engine.vllm.kvCacheBytes) }}
-{{ $name }}.vllm.kvCacheBytes is needed on CPUs: vLLM would take nearly all memory
 {{- end }}
 {{- if and $.Values.models.hub.offline (not (include "ponder.isFolder" $engine)) (or $engine.enabled (and $engine.external.url (not $engine.model.tokenizer))) }}
 {{ $name }}.model.name is {{ $engine.model.name }}, a hub's, but models.hub.offline: name a folder, such as /models/NAME
@@ -110,6 +116,18 @@ mode single has one device: policy.device is {{ .Values.policy.device }}, prm.de
 {{- if or .Values.policy.multiNode.enabled .Values.prm.multiNode.enabled }}
 mode single has no multiNode
 {{- end }}
+{{- range $name := list "policy" "prm" }}
+{{- $engine := get $.Values $name }}
+{{- $unused := dict "vllm.extraArgs" $engine.vllm.extraArgs "model.tokenizer" $engine.model.tokenizer "image.tag" $engine.image.tag "image.digest" $engine.image.digest "extraEnv" $engine.extraEnv "nodeSelector" $engine.nodeSelector "tolerations" $engine.tolerations }}
+{{- range $key, $value := $unused }}
+{{- if $value }}
+{{ $name }}.{{ $key }} has no effect in mode single, where there is nothing but the gateway: see gateway.settings and gateway
+{{- end }}
+{{- end }}
+{{- end }}
+{{- if eq (toString .Values.gateway.resources.limits.memory) "2Gi" }}
+gateway.resources.limits.memory is 2Gi: in mode single both models are in the gateway's memory, 6Gi for the reference pair
+{{- end }}
 {{- if and .Values.prm.enabled (eq .Values.policy.device "gpu") (gt (addf (float64 .Values.policy.vllm.gpuMemoryUtilization) (float64 .Values.prm.vllm.gpuMemoryUtilization)) 0.95) }}
 policy.vllm.gpuMemoryUtilization and prm.vllm.gpuMemoryUtilization share one GPU in mode single: together 0.95 at most
 {{- end }}
@@ -125,7 +143,7 @@ policy.vllm.gpuMemoryUtilization and prm.vllm.gpuMemoryUtilization share one GPU
 {{- if and $values.pdb.enabled (kindIs "invalid" $values.pdb.minAvailable) (kindIs "invalid" $values.pdb.maxUnavailable) }}
 {{ $name }}.pdb: minAvailable or maxUnavailable
 {{- end }}
-{{- if $values.preStopSeconds }}
+{{- if hasKey $values "drainSeconds" }}
 {{- $needed := add (int $values.preStopSeconds) (int $values.drainSeconds) }}
 {{- if le (int $values.terminationGracePeriodSeconds) (int $needed) }}
 {{ $name }}.terminationGracePeriodSeconds is {{ $values.terminationGracePeriodSeconds }}: must be more than preStopSeconds + drainSeconds, {{ $needed }}
@@ -137,6 +155,9 @@ policy.vllm.gpuMemoryUtilization and prm.vllm.gpuMemoryUtilization share one GPU
 {{- end }}
 {{- if gt (int .minReplicas) (int .maxReplicas) }}
 {{ $name }}.autoscaling.minReplicas is {{ .minReplicas }}, above maxReplicas, {{ .maxReplicas }}
+{{- end }}
+{{- if and .keda.enabled (contains "SERVICE" .keda.query) (not $values.serviceMonitor.enabled) }}
+{{ $name }}.autoscaling.keda.query asks for what {{ $name }}.serviceMonitor collects: set {{ $name }}.serviceMonitor.enabled=true, or another query
 {{- end }}
 {{- if and .hpa.enabled (not .hpa.metrics) }}
 {{ $name }}.autoscaling.hpa.metrics is empty
@@ -190,13 +211,13 @@ redis.auth: existingSecret or password, not both
 {{- $gateways := or (gt (int .Values.gateway.replicaCount) 1) (include "ponder.scaled" (dict "values" .Values.gateway)) -}}
 {{- $mounts := dict
   "models" (and .Values.models.persistence.enabled (or $split $gateways))
-  "traces" (and .Values.traces.persistence.enabled (or .Values.trainer.enabled (include "ponder.archives" .)))
+  "traces" (and (include "ponder.claimsTraces" .) (or .Values.trainer.enabled (include "ponder.archives" .)))
   "weights" .Values.weights.enabled
 }}
 {{- range $name, $several := $mounts }}
 {{- $persistence := (get $.Values $name).persistence }}
 {{- if and $several (not $persistence.existingClaim) (not (has "ReadWriteMany" $persistence.accessModes)) }}
-{{ $name }}.persistence.accessModes: several pods mount it, maybe on several nodes: ReadWriteMany, or an existingClaim
+{{ $name }}.persistence.accessModes: several pods mount it, maybe on several nodes: ReadWriteMany, or an existingClaim (a claim that is there keeps its modes: then an existingClaim, or another fullnameOverride)
 {{- end }}
 {{- end }}
 {{- if and .Values.models.persistence.readOnly (not .Values.models.persistence.existingClaim) }}
@@ -220,8 +241,12 @@ models.persistence.readOnly: a hub's model is downloaded into the claim; name a 
 {{- if not .Values.weights.enabled }}
 trainer.enabled publishes to the claim of weights: set weights.enabled=true
 {{- end }}
-{{- if and (not .Values.traces.persistence.enabled) (regexMatch `"/traces["/]` (toJson (list $trainer.steps $trainer.config))) }}
-trainer.config or steps read /traces, the claim of traces: set traces.persistence.enabled=true, or name a URL there
+{{- $said := toJson (list $trainer.steps $trainer.config) }}
+{{- if and (not (include "ponder.claimsTraces" .)) (regexMatch `"/traces["/]` $said) }}
+trainer.config or steps read /traces, which is no claim here: set traces.persistence.enabled=true, or with traces.store name its URL there
+{{- end }}
+{{- if regexMatch `rediss?://[^"/]*@` $said }}
+trainer.config or steps hold a user or password of Redis: it is the release's own where the URL has none
 {{- end }}
 {{- end }}
 {{- if and $trainer.timeZone (not $trainer.schedule) }}
