@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from pathlib import Path
-
-from pydantic import ValidationError
 
 from server.errors import StateError
 from server.published import MOMENT, STABLE, Kind
@@ -14,14 +11,13 @@ from server.state.announced import Announced, Announcement
 from server.state.connection import Connection
 from server.state.settings import RedisSettings
 from trainer.errors import ConfigError, ReloadError
-
-PREFIX = "PONDER_REDIS__"  # as servers name the other settings of their Redis
+from trainer.shared_redis import redis_settings
 
 
 def announce(url: str, kind: Kind, folder: Path) -> None:
     """The promoted version in `folder`. Raises `ConfigError`, `ReloadError`."""
     at = MOMENT.validate_python((folder / STABLE).read_text().strip())
-    asyncio.run(_announce(_settings(url), kind, Announcement(version=folder.name, at=at)))
+    asyncio.run(_announce(redis_settings(url), kind, Announcement(version=folder.name, at=at)))
 
 
 async def _announce(settings: RedisSettings, kind: Kind, announcement: Announcement) -> None:
@@ -35,14 +31,3 @@ async def _announce(settings: RedisSettings, kind: Kind, announcement: Announcem
         raise ReloadError(error.message) from error
     finally:
         await connection.redis.aclose()
-
-
-def _settings(url: str) -> RedisSettings:
-    """The prefix, password and the like are those that servers take from the environment."""
-    named = {name: os.environ.get(PREFIX + name.upper()) for name in RedisSettings.model_fields}
-    given = {name: value for name, value in named.items() if value is not None}
-    try:
-        return RedisSettings.model_validate(given | {"url": url})
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        raise ConfigError(f"redis.{'.'.join(map(str, first['loc']))}: {first['msg']}") from None

@@ -20,6 +20,7 @@ import pyarrow as pa
 import redis
 
 from server.errors import TraceError
+from server.state.connection import credentials
 from server.traces import compact, spool, table
 from server.traces.codec import decode
 from server.traces.feedback import Said, joined, parsed
@@ -27,6 +28,7 @@ from server.traces.feedback_log import FeedbackLog, is_feedback
 from server.traces.schema import Trace
 from server.traces.stream import FEEDBACK, STREAM, TRACE, said_key, said_line
 from trainer.errors import DataError
+from trainer.shared_redis import redis_settings
 
 SUFFIXES = (spool.SUFFIX, table.SUFFIX)
 STREAMS = ("redis://", "rediss://", "unix://")
@@ -141,15 +143,16 @@ def _newest_form(names: list[str]) -> list[str]:
 @contextmanager
 def _client(url: str) -> Iterator[tuple[redis.Redis, str]]:
     """A client, and the key of the stream: the URL's fragment, as in
-    redis://host:6379/0#ponder:traces"""
+    redis://host:6379/0#ponder:traces. Raises `DataError`, `ConfigError`."""
     address, _, key = url.partition("#")
+    settings = redis_settings(address)
     try:
-        client = redis.Redis.from_url(address, protocol=2)
+        client = redis.Redis.from_url(address, protocol=2, **credentials(settings))
         try:
             yield client, key or STREAM
         finally:
             client.close()
-    except (redis.RedisError, ValueError) as error:
+    except (redis.RedisError, ValueError, OSError) as error:
         raise DataError(f"{_shown(url)}: {type(error).__name__}: {error}") from error
 
 

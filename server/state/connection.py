@@ -36,13 +36,10 @@ def connect(settings: RedisSettings) -> Redis:
     A command is sent again once if its connection broke, so that it may be done twice. Raises
     `OSError` for a file of the settings that cannot be read.
     """
-    url = settings.url.get_secret_value()
-    options: dict[str, Any] = {"username": settings.username, "password": _password(settings)}
-    options |= _tls(settings)
     pool = BlockingConnectionPool.from_url(
-        url,
+        settings.url.get_secret_value(),
         timeout=settings.seconds,  # for one of them to be free
-        **{name: value for name, value in options.items() if value is not None},
+        **credentials(settings),
         socket_connect_timeout=settings.connect_seconds,
         socket_timeout=settings.seconds,
         max_connections=settings.connections,
@@ -51,6 +48,13 @@ def connect(settings: RedisSettings) -> Redis:
         client_name="ponder",
     )
     return Redis.from_pool(pool)
+
+
+def credentials(settings: RedisSettings) -> dict[str, Any]:
+    """Who asks, and how the server's certificate is checked, as redis-py's clients take them.
+    Raises `OSError` for a file that cannot be read."""
+    said = {"username": settings.username, "password": _password(settings)}
+    return {name: value for name, value in said.items() if value is not None} | _tls(settings)
 
 
 def _password(settings: RedisSettings) -> str | None:

@@ -206,3 +206,23 @@ def test_a_redis_that_does_not_answer(url: str) -> None:
     with pytest.raises(DataError, match="ConnectionError") as error:
         ids(url)
     assert "secret" not in str(error.value)
+
+
+def test_a_password_is_the_environment_s_where_the_url_has_none(
+    valkey: Valkey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As servers have it, so that no file of settings holds one."""
+    write(valkey.url, {"trace": encode(TRACES[0])})
+    with redis.Redis.from_url(valkey.url) as client:
+        client.config_set("requirepass", "secret")
+    url = f"{valkey.url}#traces"
+    with pytest.raises(DataError, match="AuthenticationError"):
+        ids(url)
+    (tmp_path / "password").write_text("secret\n")
+    monkeypatch.setenv("PONDER_REDIS__PASSWORD_FILE", str(tmp_path / "password"))
+    assert ids(url) == [TRACES[0].trace_id]
+    with pytest.raises(DataError, match="AuthenticationError"):
+        ids(url.replace("unix://", "unix://:other@"))
+    monkeypatch.setenv("PONDER_REDIS__PASSWORD_FILE", str(tmp_path / "none"))
+    with pytest.raises(DataError, match="No such file"):
+        ids(url)
