@@ -131,7 +131,7 @@ class Preparer:
                     f"role must be one of {', '.join(ROLES)}", param=f"messages.{i}.role"
                 )
         if not any(m.role == "user" and m.content.strip() for m in messages):
-            raise BadRequest("messages must hold a user message with text", param="messages")
+            raise BadRequest("no message of the user's has any text", param="messages")
         return Prompt(tuple(messages), self.models.policy.tokenizer.render(messages))
 
     def _fitted(self, strategy: Strategy, but: frozenset[str] = frozenset()) -> Strategy:

@@ -80,6 +80,23 @@ async def test_a_cut_answer_says_length() -> None:
     assert (await ask(max_completion_tokens=2))["choices"] == reply["choices"]
 
 
+async def test_a_step_that_answers_share_is_counted_once() -> None:
+    """Without an answer's pattern a whole path is content, and these paths fork late."""
+    strategy = {"kind": "mcts", "simulations": 16, "branch": 2, "stop_at": 1.0}
+    parts = world(profile=PROFILE.model_copy(update={"answer": AnswerProfile()}))
+    asked = {"n": 4, "seed": 3, "messages": USER}
+    async with client(parts) as http:
+        chat = {**asked, "model": "fake", "search": {"strategy": strategy}}
+        usage = (await http.post(CHAT, json=chat)).json()["usage"]
+        reason = {**asked, "strategy": strategy, "include": ["steps"]}
+        answers = (await http.post("/v1/reason", json=reason)).json()["answers"]
+    steps = [(tuple(s["key"]), s["tokens"]) for answer in answers for s in answer["steps"]]
+    assert len(answers) == 4 and len(set(steps)) < len(steps)
+    content = sum(tokens for _, tokens in set(steps))
+    thought = usage["completion_tokens_details"]["reasoning_tokens"]
+    assert thought == usage["completion_tokens"] - content
+
+
 async def test_n_gives_the_best_candidates_first() -> None:
     reply = await ask(n=3)
     assert [choice["index"] for choice in reply["choices"]] == [0, 1, 2]
@@ -156,6 +173,9 @@ async def test_developer_is_system_and_parts_are_joined() -> None:
 
 async def test_metadata_comes_back() -> None:
     assert (await ask(metadata={"job": "7"}, user="u1", store=False))["metadata"] == {"job": "7"}
+    *chunks, last, _ = await frames(metadata={"job": "7"}, n=2)
+    assert last["ponder"] and last["metadata"] == {"job": "7"}
+    assert all("metadata" not in chunk for chunk in chunks)
 
 
 SEARCHES = [

@@ -145,8 +145,13 @@ async def test_stream_ends_with_what_the_reply_says() -> None:
         ({"question": "a", "strategy": {"kind": "beam", "width": 1000}}, 400, "strategy.width"),
         ({"question": "a", "budget": {"seconds": 1e9}}, 400, "budget.seconds"),
         ({"question": "a", "search": {}}, 400, "search"),
+        ({"question": " "}, 400, "question"),
+        ({"question": "a" * 5000}, 400, "question"),
+        ({"question": "a" * 600_000}, 400, "question"),
+        ({"messages": [{"role": "user", "content": " "}]}, 400, "messages"),
+        ({"messages": [{"role": "user", "content": "a" * 5000}]}, 400, "messages"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:50],
 )
 async def test_bad_requests_name_the_parameter(
     fields: dict[str, Any], status: int, param: str
@@ -154,7 +159,9 @@ async def test_bad_requests_name_the_parameter(
     parts = world()
     async with client(parts) as http:
         reply = await http.post(REASON, json=fields)
-    assert (reply.status_code, reply.json()["error"]["param"]) == (status, param)
+    error = reply.json()["error"]
+    assert (reply.status_code, error["param"]) == (status, param)
+    assert "question" not in fields or "messages must" not in error["message"]
     assert parts.idle
 
 

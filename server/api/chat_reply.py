@@ -100,9 +100,14 @@ class Reply:
             yield from self._answer(index, answer, live if index == 0 else None)
             finish = self._delta(index, {}, finish=answer.finish_reason)
             last = index == len(outcome.answers) - 1
-            yield {**finish, "ponder": ponder(self.ask, outcome).model_dump()} if last else finish
+            yield {**finish, **self._end(outcome)} if last else finish
         if self._wants_usage:
             yield {**self._chunk([]), "usage": usage(outcome).model_dump()}
+
+    def _end(self, outcome: Outcome) -> Data:
+        """Of the whole reply: what its last choice's last chunk says beside the choice."""
+        block = ponder(self.ask, outcome).model_dump()
+        return {"ponder": block, "metadata": self.request.metadata}
 
     def _answer(self, index: int, answer: Answer, live: LivePath | None) -> Iterator[Data]:
         steps, content = live.rest(answer) if live else (answer.reasoning, answer.content)

@@ -48,11 +48,15 @@ class ChatRequest(SamplingFields):
     seed: Seed | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    logprobs: bool | None = Field(None, description="of the content's tokens")
+    logprobs: bool | None = Field(
+        None, description="of the content's tokens, as far as the policy chose them"
+    )
     top_logprobs: Annotated[Any, only(0)] = None
     user: str | None = Field(None, description="logged with the request's id")
     safety_identifier: str | None = Field(None, description="logged with the request's id")
-    metadata: dict[str, str] | None = Field(None, description="sent back with the reply")
+    metadata: dict[str, str] | None = Field(
+        None, description="sent back with the reply; of a stream, beside `ponder` at its end"
+    )
 
     # Fields of OpenAI's that Ponder does not have: only the values that ask for nothing.
     tools: Annotated[Any, only([])] = Field(None, description=NO_TOOLS)

@@ -25,7 +25,7 @@ from server.api.reason_schema import ReasonReply, ReasonRequest
 from server.api.sse import Emit, EventStream, frame, unless_gone
 from server.api.trail import tells
 from server.ask import Ask
-from server.errors import NotFound
+from server.errors import BadRequest, NotFound
 from server.presets import named
 from server.state.quotas import Told as Headers
 
@@ -58,7 +58,7 @@ def routes(parts: Parts) -> APIRouter:
 
 
 async def prepared(parts: Parts, asked: ReasonRequest, tenant: str | None) -> Ask:
-    """Raises `BadRequest` that names the parameter."""
+    """Raises `BadRequest` that names the parameter as this request spells it."""
     policy = parts.service.models.policy.name
     if asked.model not in (None, policy):
         raise NotFound(
@@ -74,15 +74,20 @@ async def prepared(parts: Parts, asked: ReasonRequest, tenant: str | None) -> As
         reward=asked.reward,
         sampling=asked.sampling(),
     )
-    return await parts.prepare(
-        **search,
-        verify=asked.verify,
-        budget=asked.budget.spec() if asked.budget else None,
-        max_tokens=asked.max_tokens,
-        seed=asked.seed,
-        n=asked.n,
-        tenant=tenant,
-    )
+    try:
+        return await parts.prepare(
+            **search,
+            verify=asked.verify,
+            budget=asked.budget.spec() if asked.budget else None,
+            max_tokens=asked.max_tokens,
+            seed=asked.seed,
+            n=asked.n,
+            tenant=tenant,
+        )
+    except BadRequest as error:
+        if error.param == "messages" and asked.question is not None:
+            error.param = "question"
+        raise
 
 
 def streamed(

@@ -60,7 +60,9 @@ def content_nodes(answer: Answer) -> list[Node]:
 
 
 def content_tokens(answers: Sequence[Answer]) -> int:
-    return sum(node.step.sampled for a in answers for node in content_nodes(a) if node.step)
+    """That the policy wrote: a step that several answers share was written once."""
+    nodes = {node for answer in answers for node in content_nodes(answer)}
+    return sum(node.step.sampled for node in nodes if node.step)
 
 
 def usage(outcome: Outcome) -> Usage:
@@ -70,7 +72,7 @@ def usage(outcome: Outcome) -> Usage:
         prompt_tokens=spent.prompt,
         completion_tokens=spent.policy,
         total_tokens=spent.prompt + spent.policy,
-        completion_tokens_details=CompletionDetails(reasoning_tokens=max(0, thought)),
+        completion_tokens_details=CompletionDetails(reasoning_tokens=thought),
         # Each engine request reads the prompt again: OpenAI's field counts it once.
         prompt_tokens_details=PromptDetails(cached_tokens=min(spent.prompt, spent.prompt_cached)),
     )
