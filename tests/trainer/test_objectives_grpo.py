@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import combinations
 from math import sqrt
+from statistics import fmean
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.trainer.trees import Growing, small
 from trainer.objectives.grpo import Grpo
@@ -94,3 +98,36 @@ def test_what_was_written_to_look_ahead_has_no_gradient() -> None:
     growing.add(0, "b", outcome=0.0)
     growing.add(0, "c", outcome=0.0, proposal="greedy")
     assert list(rows(growing.tree())[0]) == [b"a\0", b"b\0"]
+
+
+def test_right_in_any_of_k() -> None:
+    """Of c, d and e one is right; any 2 of the 3 have it in 2 of 3 cases. A wrong one had it beside
+    it in 1 of 2: its worth is 1/2 - 2/3."""
+    found, _ = rows(small(), k=2, normalise=False)
+    c, d, e = found.values()
+    assert c.advantage[4:] == pytest.approx([1 / 3] * 2)
+    assert d.advantage[4:] == pytest.approx([-1 / 6] * 2)
+    assert e.advantage[2:] == pytest.approx([-1 / 6] * 4)
+    scaled, _ = rows(small(), k=2)
+    assert scaled[b"a\nc\0"].advantage[4] == pytest.approx(1 / 3 / (sqrt(2) / 3))
+
+
+def test_a_problem_that_k_answers_always_solve_moves_nothing() -> None:
+    found, _ = rows(small(), k=3)
+    assert {advantage for row in found.values() for advantage in row.advantage} == {0.0}
+
+
+def test_too_few_answers_for_k() -> None:
+    assert rows(small(), k=4) == ({}, {"a group with too few samples": 1})
+
+
+@given(st.integers(2, 10), st.data())
+def test_worth_in_k_is_the_gradient_of_pass_at_k(total: int, data: st.DataObject) -> None:
+    """Of all k of the group that an answer is among, the mean reward, less that of any k."""
+    right, k = data.draw(st.integers(1, total - 1)), data.draw(st.integers(1, total))
+    group = [(1.0, 1.0)] * right + [(1.0, 0.0)] * (total - right)
+    worth = Grpo(k=k, normalise=False)._worth(group)
+    reward = {picked: min(picked) < right for picked in combinations(range(total), k)}
+    for number, outcome in ((0, 1.0), (total - 1, 0.0)):
+        mine = [found for picked, found in reward.items() if number in picked]
+        assert worth(outcome) == pytest.approx(fmean(mine) - fmean(reward.values()))
