@@ -36,6 +36,14 @@ class Exchangeable(Protocol):
     async def close(self) -> None: ...
 
 
+class InPlace(Exchangeable, Protocol):
+    """One whose successor may take its place in the engine that they then share."""
+
+    async def restore(self) -> None:
+        """Have the engine with its own weights again; with no request."""
+        ...
+
+
 @runtime_checkable
 class Remote(Protocol):
     """A model whose server may exchange its weights without us."""

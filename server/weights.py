@@ -28,7 +28,7 @@ from typing import Any
 from server.admission import Admission
 from server.engine.checkpoint import BadWeights, Checkpoint
 from server.errors import BadRequest, PonderError
-from server.exchangeable import Exchangeable, Remote, WeightsObserver, follows
+from server.exchangeable import Exchangeable, InPlace, Remote, WeightsObserver, follows
 from server.published import Kind, promoted
 from server.reward import Models
 
@@ -228,7 +228,7 @@ class Weights:
     async def _exchange(self, found: Mapping[Kind, Checkpoint]) -> None:
         """All of it or nothing."""
         before = self._now.parts
-        drained = {part for part, checkpoint in found.items() if before[part].drains(checkpoint)}
+        drained = [part for part, checkpoint in found.items() if before[part].drains(checkpoint)]
         made: dict[Kind, Any] = {}
         try:
             for part in found.keys() - drained:
@@ -244,8 +244,9 @@ class Weights:
             raise
 
     async def _in_place(self, found: Mapping[Kind, Checkpoint], made: dict[Kind, Any]) -> None:
-        """With no search running. A part that went over before another one failed goes back."""
-        before = self._now.parts
+        """With no search running. A part that went over before another one failed goes back; those
+        whose servers go over by themselves come alone."""
+        before: Mapping[Kind, InPlace] = self._now.parts
         gone: list[Kind] = []
         try:
             for part, checkpoint in found.items():
@@ -253,8 +254,7 @@ class Weights:
                 gone.append(part)
         except BaseException:
             for part in gone:
-                old = await made[part].look_over(Path(before[part].folder))
-                await (await made[part].successor(old)).close()
+                await before[part].restore()
             raise
         self._install(made)
 

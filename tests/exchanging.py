@@ -76,6 +76,10 @@ class Exchange:
             self.device.loaded = found.version
         return other
 
+    async def restore(self) -> None:
+        assert not self.busy, "restored under a running search"
+        self.device.loaded = self.version
+
     def check_use(self) -> None:
         assert not self.closed, f"{self.version} is used and was closed"
         if self.in_place:

@@ -73,7 +73,6 @@ class Llm:
     ):
         self.name = settings.name or Path(settings.model).name
         self.capacity = settings.max_num_seqs
-        self.restarts = 0
         self.version = ""  # of the weights that `model` names; whoever starts it says so
         self._settings = settings
         self._defaults = defaults if defaults is not None else {}
@@ -130,6 +129,11 @@ class Llm:
         """A folder or a hub name: where its weights come from, at a restart too."""
         return self._settings.model
 
+    @property
+    def weights(self) -> Checkpoint:
+        """What it serves, for `restore`."""
+        return Checkpoint(Path(self.model), self.version, "unknown", {})
+
     def reloads(self, found: Checkpoint) -> bool:
         """Whether it takes these weights as it runs; else another engine is started beside it."""
         if self._settings.swap != "auto":
@@ -157,22 +161,38 @@ class Llm:
         await other.start()
         return other
 
+    async def restore(self, weights: Checkpoint) -> None:
+        """Serve these again, which it served before others were `loaded` into it, with no request.
+        Where they cannot be loaded as it runs, it starts anew with them. Raises `EngineDead` if it
+        does not come back."""
+        if weights.version == self.version:
+            return
+        self._settings, self.version = self._moved(weights), weights.version
+        await self.revived()  # with the others, perhaps
+        await self._put(weights)
+
     def _moved(self, found: Checkpoint) -> VllmSettings:
         return self._settings.model_copy(update={"model": str(found.folder), "name": self.name})
 
     async def _reload(self, found: Checkpoint) -> None:
-        engine, what = self.engine, f"loading {found.folder} into {self.name}"
-        try:
-            with llm_boundary(what):
-                await reload(engine, found)
-        except EngineError as error:
-            log.error("%s; it starts again as it was", error.message)
-            await self._again(engine)
-            raise
+        if problem := await self._put(found):
+            raise problem
         self._settings, self.version = self._moved(found), found.version
 
+    async def _put(self, found: Checkpoint) -> EngineError | None:
+        """Into the engine that runs; where that fails, which is returned, it starts anew."""
+        engine = self.engine
+        try:
+            with llm_boundary(f"loading {found.folder} into {self.name}"):
+                await reload(engine, found)
+        except EngineError as error:
+            log.error("%s; it starts anew with %s", error.message, self.model)
+            await self._again(engine)
+            return error
+        return None
+
     async def _again(self, engine: AsyncLLM) -> None:
-        """Start it anew with the weights it had: vLLM may have replaced some of them."""
+        """Start it anew with the weights of its settings: vLLM may have replaced some of them."""
         if self._engine is engine:
             self._engine = None
             self._revival = asyncio.create_task(self._revive(engine))
@@ -247,6 +267,5 @@ class Llm:
             except PonderError as error:
                 log.error("engine %s did not restart: %s", self.name, error.message)
             else:
-                self.restarts += 1
                 log.warning("engine %s restarted", self.name)
                 return

@@ -56,6 +56,7 @@ class VllmEngine:
         self._patterns: dict[tuple[str, tuple[str, ...]], Patterns] = {}
         self._halting: Halting
         self._adapter: LoRARequest | None = None
+        self._weights: Checkpoint  # full ones, which an adapter changes
         self._closed = False
 
     async def start(self) -> None:
@@ -68,6 +69,7 @@ class VllmEngine:
             )
         self._halting = Halting(self.tokenizer)
         self._llm.version = self.version
+        self._weights = self._llm.weights
         await self._llm.start()
         self.context = self._llm.context
 
@@ -83,7 +85,7 @@ class VllmEngine:
     @property
     def folder(self) -> str:
         """Where its weights come from; a hub name, or an adapter's folder."""
-        return self._llm.model if self._adapter is None else self._adapter.lora_path
+        return str(self._weights.folder) if self._adapter is None else self._adapter.lora_path
 
     async def look_over(self, folder: Path) -> Checkpoint:
         """The weights in `folder`, if this policy can go over to them. Raises `BadWeights`."""
@@ -121,7 +123,13 @@ class VllmEngine:
         else:
             other._adapter = await self._llm.adapt(found)
             self._llm.share()
+        other._weights = other._llm.weights
         return other
+
+    async def restore(self) -> None:
+        """Have the engine with its own weights again, in which a successor took its place; with no
+        request. Raises `EngineDead` if it does not come back."""
+        await self._llm.restore(self._weights)
 
     def stream(
         self,

@@ -72,6 +72,7 @@ class VllmPooling:
         self.version = ""
         self.context = 0
         self._closed = False
+        self._weights: Checkpoint
 
     async def start(self) -> None:
         """Load tokenizer and weights, and ask for one verdict, so that a model that is no reward
@@ -83,6 +84,7 @@ class VllmPooling:
             )
             await asyncio.to_thread(self._prepare)
         self._llm.version = self.version
+        self._weights = self._llm.weights
         await self._llm.start()
         self.context = self._llm.context
         await self._try()
@@ -106,7 +108,7 @@ class VllmPooling:
     @property
     def folder(self) -> str:
         """Where its weights come from; or a hub name."""
-        return self._llm.model
+        return str(self._weights.folder)
 
     async def look_over(self, folder: Path) -> Checkpoint:
         """The weights in `folder`, if this model can go over to them. Raises `BadWeights`."""
@@ -128,8 +130,18 @@ class VllmPooling:
         other = copy(self)
         other.version, other._closed = found.version, False
         other._llm = await self._llm.loaded(found)
-        await other._try()
+        other._weights = other._llm.weights
+        try:
+            await other._try()
+        except BaseException:
+            await self.restore()
+            raise
         return other
+
+    async def restore(self) -> None:
+        """Have the engine with its own weights again, in which a successor took its place; with no
+        request. Raises `EngineDead` if it does not come back."""
+        await self._llm.restore(self._weights)
 
     def load(self) -> Load:
         return self._llm.load

@@ -21,7 +21,7 @@ from server.config import HttpSettings, Settings, VllmSettings
 from server.engine.http import HttpEngine
 from server.engine.vllm import VllmEngine
 from server.engine.weights import fingerprint
-from server.errors import BadRequest, EngineError
+from server.errors import BadRequest, EngineError, ScorerError
 from server.metrics import Metrics
 from server.profiles import PrmProfile, shipped
 from server.reward import Models
@@ -74,12 +74,24 @@ def adapter(base: Path, target: Path) -> Path:
     return target
 
 
+class Doubted(VllmPrm):
+    """A PRM whose next weights load and then give no verdict."""
+
+    fails = False
+
+    async def _try(self) -> None:
+        await super()._try()
+        if self.fails:
+            await self.close()
+            raise ScorerError("no verdict")
+
+
 @dataclass
 class Pair:
     """The real service over engines that exchange their weights."""
 
     policy: VllmEngine
-    prm: VllmPrm
+    prm: Doubted
     folder: Path
     service: Service
     traces: list[Trace]
@@ -123,7 +135,7 @@ class Kept:
 async def pair(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pair]:
     folder = tmp_path_factory.mktemp("weights")
     policy = VllmEngine(settings(MODELS / "policy", name="reference", lora_rank=8))
-    prm = VllmPrm(settings(MODELS / "prm"), PrmProfile())
+    prm = Doubted(settings(MODELS / "prm"), PrmProfile())
     await asyncio.gather(policy.start(), prm.start())
     traces: list[Trace] = []
     configured = Settings(policy=settings(MODELS / "policy"))
@@ -262,9 +274,38 @@ async def test_an_engine_that_fails_half_way_starts_again_as_it_was(
     file.write_bytes(file.read_bytes()[:-1000])  # since it was looked over
     with pytest.raises(EngineError, match="loading"):
         await llm.loaded(found)
-    assert llm.engine is not process and llm.restarts == 1
+    assert llm.engine is not process
     assert (pair.service.models.policy.version, llm.version) == (version, version)
     assert close(await pair.says(), before) < 1e-3
+
+
+async def test_two_parts_go_over_in_place_together_or_not_at_all(
+    pair: Pair, tmp_path: Path
+) -> None:
+    """The policy's engine has its new weights when the PRM fails."""
+    says, judges = await pair.says(), await pair.judges()
+    serving = pair.weights.serving
+    folder = shutil.copytree(pair.folder / "prm", tmp_path / "prm")
+    found = await pair.weights._found({"policy": str(pair.folder / "policy"), "prm": str(folder)})
+    assert [*found] == ["policy", "prm"]
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])  # since it was looked over
+    with pytest.raises(EngineError, match="loading"):
+        await pair.weights._exchange_all(found)
+    assert pair.weights.serving == serving
+    assert close(await pair.says(), says) < 1e-3
+    assert await pair.judges() == pytest.approx(judges, abs=1e-4)
+
+
+async def test_a_prm_that_gives_no_verdict_on_new_weights_keeps_its_own(pair: Pair) -> None:
+    judges, serving = await pair.judges(), pair.weights.serving
+    prm: Any = pair.service.models.prm
+    prm.fails = True
+    with pytest.raises(ScorerError, match="no verdict"):
+        await pair.weights.load({"prm": str(pair.folder / "prm")})
+    prm.fails = False
+    assert pair.weights.serving == serving
+    assert await pair.judges() == pytest.approx(judges, abs=1e-4)
 
 
 async def test_where_it_is_said_another_engine_is_started_beside(
