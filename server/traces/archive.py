@@ -3,6 +3,9 @@
 It holds what a local folder holds once it is compacted: `X.parquet` of traces and
 `feedback-X.ndjson`, which never change. X of a batch of the stream tells when its first and its
 last entry were added, so that files sort by age and old ones need not be opened.
+
+Memory: 4 kB for every file that was opened, and its ids, 40 bytes a trace. Opening is what costs:
+each file is opened once for those, and again only for what is read of it.
 """
 
 from __future__ import annotations
@@ -11,10 +14,11 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
-from threading import RLock
+from threading import Lock, RLock
 
 import fsspec
 import pyarrow as pa
@@ -24,7 +28,8 @@ from fsspec.implementations.local import LocalFileSystem
 from server.errors import TraceError, boundary
 from server.traces import feedback
 from server.traces.feedback import Records, Said
-from server.traces.feedback_log import is_feedback
+from server.traces.feedback_log import PREFIX, is_feedback
+from server.traces.feedback_log import SUFFIX as LINES
 from server.traces.schema import Trace
 from server.traces.spool import BEGINNING, sync_folder
 from server.traces.summary import ALL, Summary, Wanted, top
@@ -32,10 +37,10 @@ from server.traces.table import SUFFIX, Table
 
 log = logging.getLogger(__name__)
 STAMP = r"\d{8}T\d{12}Z-\d{6,}"
-BATCH = re.compile(rf"{STAMP}-(\d{{8}}T\d{{12}}Z)-\d{{6,}}{re.escape(SUFFIX)}")
+KINDS = f"{re.escape(SUFFIX)}|{re.escape(LINES)}"
+BATCH = re.compile(rf"(?:{PREFIX})?{STAMP}-(\d{{8}}T\d{{12}}Z)-\d{{6,}}(?:{KINDS})")
 FORM = "%Y%m%dT%H%M%S%fZ"
 SKEW = timedelta(hours=1)  # by which a replica's clock may be ahead of Redis's
-TABLES = 1000  # files whose ids are kept in memory: 40 bytes a trace
 
 
 def batch_name(first: str, last: str) -> str:
@@ -54,7 +59,8 @@ def _stamp(entry: str) -> str:
 
 
 def newest_possible(name: str) -> datetime | None:
-    """When the last of a file's traces was made, at most; None if the name does not say."""
+    """When the last of a file's traces was made, at most, or the last trace that its feedback is
+    about; None if the name does not say."""
     found = BATCH.fullmatch(name)
     return found and datetime.strptime(found[1], FORM).replace(tzinfo=UTC) + SKEW
 
@@ -72,8 +78,10 @@ class Archive:
         with boundary(TraceError, f"traces.store {url}"):
             self._files, self._root = fsspec.core.url_to_fs(url)
         self._lock = RLock()
-        self._table = lru_cache(TABLES)(self._opened)
+        self._tables: dict[str, Table] = {}  # by name, those that were opened
+        self._opening = Lock()
         self._said = Said()
+        self._saying = Lock()
         self._read: set[str] = set()  # files of feedback
         self._broken: set[str] = set()
 
@@ -113,45 +121,53 @@ class Archive:
             raise TraceError(f"{target} has {size} bytes, not {wanted}")
 
     def find(self, trace_id: str) -> Trace | None:
-        """As it was written."""
-        for table in self._tables(self._newest_first()):
+        """As it was written. The files are not even listed if one that was opened has it."""
+        known = dict(self._tables)
+        found = self._find(trace_id, known.values())
+        return found or self._find(
+            trace_id, self._open(name for name in self._newest_first() if name not in known)
+        )
+
+    def _find(self, trace_id: str, tables: Iterable[Table]) -> Trace | None:
+        for table in tables:
             row = table.find(trace_id)
             if row is not None:
-                with boundary(TraceError, f"{table.path}"):
+                with boundary(TraceError, f"{table.path}"), suppress(FileNotFoundError):
                     return table.read(row)
         return None
 
     def ids(self, name: str) -> set[str]:
         """Of the traces in a file."""
-        return {i for table in self._tables([name]) for i in table.ids.to_pylist()}
+        return {i for table in self._open([name]) for i in table.ids.to_pylist()}
 
     def holding(self, trace_ids: Iterable[str], since: datetime, besides: str) -> set[str]:
         """Which of these traces, none of them older than `since`, are in files of other batches
         than those whose names begin with `besides`."""
         wanted, held = pa.array(list(trace_ids)), set[str]()
         names = [n for n in self._newest_first() if not n.startswith(besides)]
-        for table in self._tables(n for n in names if _may_hold(n, since)):
+        for table in self._open(n for n in names if _may_hold(n, since)):
             if table.newest >= since:
                 held.update(wanted.filter(pc.is_in(wanted, table.ids)).to_pylist())
         return held
 
     def list(self, wanted: Wanted = ALL, *, limit: int) -> tuple[Summary, ...]:
-        """The newest first. Opens no more files than it must."""
+        """The newest first. Reads no more files than it must."""
         best: tuple[Summary, ...] = ()
         bound = wanted.since or BEGINNING
         for name in self._newest_first():
             if len(best) == limit:
                 bound = max(bound, best[-1].created_at)
-            for table in self._tables([name] if _may_hold(name, bound) else ()):
-                if table.newest >= bound:
+            for table in self._open([name] if _may_hold(name, bound) else ()):
+                if table.newest >= bound and table.may_have(wanted):
                     best = top((*best, *table.heads()), limit, wanted)
         return best
 
-    def about(self, trace_ids: Iterable[str]) -> dict[str, Records]:
-        """The feedback on traces."""
-        with self._lock:
+    def about(self, trace_ids: Iterable[str], since: datetime) -> dict[str, Records]:
+        """The feedback on traces, none of them older than `since`: what was said before is not
+        about them."""
+        with self._saying:
             for name in filter(is_feedback, self.names()):
-                if name not in self._read:
+                if name not in self._read and _may_hold(name, since):
                     self._take(name)
             return {trace_id: self._said.about(trace_id) for trace_id in trace_ids}
 
@@ -164,9 +180,12 @@ class Archive:
         self._read.add(name)
 
     def _newest_first(self) -> Sequence[str]:
-        return [name for name in reversed(self.names()) if name.endswith(SUFFIX)]
+        names = [name for name in reversed(self.names()) if name.endswith(SUFFIX)]
+        for gone in set(self._tables).difference(names):
+            self._tables.pop(gone, None)
+        return names
 
-    def _tables(self, names: Iterable[str]) -> Iterator[Table]:
+    def _open(self, names: Iterable[str]) -> Iterator[Table]:
         """Those that can be read; the others are logged, once."""
         for name in names:
             if name in self._broken:
@@ -182,6 +201,15 @@ class Archive:
                 log.error("%s", error)
                 continue
             yield table
+
+    def _table(self, name: str) -> Table:
+        found = self._tables.get(name)
+        if found is None:
+            with self._opening:  # one at a time, or all who look at once open the same files
+                found = self._tables.get(name)
+                if found is None:
+                    found = self._tables[name] = self._opened(name)
+        return found
 
     def _opened(self, name: str) -> Table:
         path = self._path(name)

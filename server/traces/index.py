@@ -125,14 +125,14 @@ class Index:
             full = len(best) == limit and best[-1].created_at > source.newest
             if full or (since is not None and source.newest < since):
                 break
-            best = top((*best, *self._heads(source)), limit, wanted)
+            best = top((*best, *self._heads(source, wanted)), limit, wanted)
         return tuple(judged(summary, self.feedback.about(summary.trace_id)) for summary in best)
 
-    def _heads(self, source: Segment | Table) -> tuple[Summary, ...]:
+    def _heads(self, source: Segment | Table, wanted: Wanted) -> tuple[Summary, ...]:
         with self._lock:
             if isinstance(source, Segment):
                 return tuple(source.summaries)
         try:
-            return tuple(source.heads())
+            return tuple(source.heads()) if source.may_have(wanted) else ()
         except FileNotFoundError:
             return ()  # deleted under us

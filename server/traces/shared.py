@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import datetime
+from typing import TypeVar
 
 from server.config import TraceSettings
 from server.errors import StateError, TraceError, boundary
@@ -28,6 +31,9 @@ from server.traces.summary import ALL, Summary, Wanted, top
 
 log = logging.getLogger(__name__)
 LAST_ROUND = 10.0  # seconds to bring over, at the end, what is left
+READERS = 4  # threads, and so reads of the archive at once
+
+T = TypeVar("T")
 
 
 def make_store(settings: TraceSettings, connection: Connection | None = None) -> TraceStore:
@@ -43,6 +49,8 @@ class SharedStore(LocalStore):
         super().__init__(settings)
         self._stream = TraceStream(connection)
         self._archive = Archive(settings.store) if settings.store else None
+        # Not those that write and ship: a slow archive keeps only its readers waiting.
+        self._readers = ThreadPoolExecutor(READERS, "archive")
         every = connection.settings.check_seconds
         self._shipper = Shipper(self._index, self._stream, every)
         if self._archive is None:
@@ -56,37 +64,45 @@ class SharedStore(LocalStore):
                 found = found or await self._stream.trace(trace_id)
                 fresh = await self._stream.about([trace_id])
             except StateError:
-                found, fresh = found or await self._archived(trace_id), {}
+                found, fresh = found or await self._compacted(trace_id), {}
                 if found is None:
                     raise
-            found = found or await self._archived(trace_id)
+            found = found or await self._compacted(trace_id)
             if found is None:
                 return None
-            return joined(found, (await self._about([trace_id], fresh))[trace_id])
+            said = await self._about([trace_id], fresh, found.created_at)
+            return joined(found, said[trace_id])
 
-    async def _archived(self, trace_id: str) -> Trace | None:
+    async def _compacted(self, trace_id: str) -> Trace | None:
+        return await self._archived(lambda archive: archive.find(trace_id))
+
+    async def _archived(self, read: Callable[[Archive], T]) -> T | None:
+        """What the archive says; None if there is none."""
         if self._archive is None:
             return None
-        return await asyncio.to_thread(self._archive.find, trace_id)
+        return await asyncio.get_running_loop().run_in_executor(self._readers, read, self._archive)
 
     async def list(self, wanted: Wanted = ALL, *, limit: int = 50) -> Sequence[Summary]:
         with boundary(TraceError, "listing traces"):
             found = list(await super().list(wanted, limit=limit))
             found += await self._stream.list(wanted, limit=limit)
-            if self._archive is not None:
-                found += await asyncio.to_thread(self._archive.list, wanted, limit=limit)
+            found += await self._archived(lambda archive: archive.list(wanted, limit=limit)) or ()
             best = top(found, limit, wanted)
+            if not best:
+                return ()
             ids = [summary.trace_id for summary in best]
-            said = await self._about(ids, await self._stream.about(ids))
+            fresh = await self._stream.about(ids)
+            said = await self._about(ids, fresh, since=best[-1].created_at)
             return tuple(judged(summary, said[summary.trace_id]) for summary in best)
 
     async def _about(
-        self, trace_ids: Sequence[str], fresh: Mapping[str, Records]
+        self, trace_ids: Sequence[str], fresh: Mapping[str, Records], since: datetime
     ) -> Mapping[str, Records]:
-        """All that was said of traces: `fresh` in the stream, and on the way before and after."""
+        """All that was said of traces, none of them older than `since`: `fresh` in the stream, and
+        on the way before and after."""
+        old = await self._archived(lambda archive: archive.about(trace_ids, since)) or {}
 
         def about() -> dict[str, Records]:
-            old = self._archive.about(trace_ids) if self._archive is not None else {}
             here = self._index.feedback
             return {i: (*old.get(i, ()), *fresh.get(i, ()), *here.about(i)) for i in trace_ids}
 
@@ -97,6 +113,7 @@ class SharedStore(LocalStore):
             await self._shipper.add_feedback(feedback)
 
     async def close(self) -> None:
+        self._readers.shutdown(wait=False, cancel_futures=True)
         await super().close()
         if self._tending is None:
             return  # it was never started

@@ -26,7 +26,7 @@ from server.errors import TraceError
 from server.traces.codec import check_version, first
 from server.traces.schema import SCHEMA_VERSION, Trace
 from server.traces.spool import BEGINNING
-from server.traces.summary import Head, Summary
+from server.traces.summary import Head, Summary, Wanted
 
 SUFFIX = ".parquet"
 VERSION_KEY = b"ponder.schema_version"
@@ -196,7 +196,8 @@ class TableWriter:
 
 
 class Table:
-    """A Parquet file as read. Keeps the ids in memory, 40 bytes a trace, and nothing else.
+    """A Parquet file as read. Keeps the ids in memory, 40 bytes a trace, and which tenants and what
+    time they are of.
 
     `opened` opens it; without it `path` is on this machine.
     """
@@ -205,8 +206,10 @@ class Table:
         self.path = path
         self._opened = opened or partial(pa.OSFile, str(path))
         with self._open() as file:
-            self.newest = _newest(file.metadata)
-            self.ids = file.read(columns=["trace_id"])["trace_id"].combine_chunks()
+            self.oldest, self.newest = _span(file.metadata)
+            columns = file.read(columns=["trace_id", "tenant"])
+            self.ids = columns["trace_id"].combine_chunks()
+            self._tenants = frozenset(columns["tenant"].unique().to_pylist())
             groups = range(file.num_row_groups)
             self._groups = [file.metadata.row_group(g).num_rows for g in groups]
 
@@ -236,6 +239,15 @@ class Table:
         with self._open() as file:
             found = self._group(file, group).slice(within, 1)
         return self._trace(found.to_pylist()[0], row)
+
+    def may_have(self, wanted: Wanted) -> bool:
+        """Whether a listing might show one of its traces; reads nothing."""
+        since, tenants, after = wanted.since, wanted.tenants, wanted.after
+        return (
+            (since is None or self.newest >= since)
+            and (tenants is None or not self._tenants.isdisjoint(tenants))
+            and (after is None or self.oldest <= after[0])
+        )
 
     def heads(self) -> list[Summary]:
         with self._open() as file:
@@ -272,13 +284,14 @@ def _unpack(row: dict[str, Any]) -> dict[str, Any]:
     return row | {name: json.loads(row[name]) for name in JSON_FIELDS if name in row}
 
 
-def _newest(metadata: pq.FileMetaData) -> datetime:
-    """The latest `created_at`, from the footer alone."""
+def _span(metadata: pq.FileMetaData) -> tuple[datetime, datetime]:
+    """The earliest and the latest `created_at`, from the footer alone."""
     column = SCHEMA.names.index("created_at")  # Parquet's own index too: those before are flat,
     # in every version of the schema
     groups = map(metadata.row_group, range(metadata.num_row_groups))
-    latest = (group.column(column).statistics.max.astimezone(UTC) for group in groups)
-    return max(latest, default=BEGINNING)
+    spans = [group.column(column).statistics for group in groups]
+    moments = [moment.astimezone(UTC) for span in spans for moment in (span.min, span.max)]
+    return min(moments, default=BEGINNING), max(moments, default=BEGINNING)
 
 
 def _leaves(fields: Any, prefix: str = "") -> list[str]:
