@@ -12,21 +12,51 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 
-from server.errors import PonderError
+from server.errors import BadRequest, PonderError
 from server.promotions import Promotions
 from server.published import Kind, Promoted
 from server.weights import Weights
 
+PAUSE, LONGEST = 30.0, 3600.0  # seconds until what failed is tried again; a try may drain searches
 Look = Callable[[], Awaitable[None]]
 log = logging.getLogger(__name__)
+
+
+class Failed:
+    """Promotions that were not served for a reason that may pass: they are tried again after
+    `pause` seconds, and after twice as long each time that they fail again."""
+
+    def __init__(self, pause: float):
+        self._first = self._pause = pause
+        self._due = 0.0
+        self._known: dict[Kind, tuple[Promoted, str]] = {}  # with the version that served then
+
+    def due(self, wanted: Mapping[Kind, Promoted], now: float) -> dict[Kind, Promoted]:
+        """What of it is to be tried now: what is new, else what failed if its time has come."""
+        new = {k: p for k, p in wanted.items() if not self._has(k, p)}
+        return new or (dict(wanted) if now >= self._due else {})
+
+    def add(self, tried: Mapping[Kind, Promoted], serving: Mapping[Kind, str], now: float) -> None:
+        again = all(self._has(k, p) for k, p in tried.items())
+        self._pause = min(2 * self._pause, LONGEST) if again else self._first
+        self._due = now + self._pause
+        self._known |= {k: (p, serving[k]) for k, p in tried.items()}
+
+    def overruled(self, serving: Mapping[Kind, str]) -> dict[Kind, Promoted]:
+        """Those in whose place something else was called since."""
+        return {k: p for k, (p, was) in self._known.items() if serving[k] != was}
+
+    def _has(self, part: Kind, promoted: Promoted) -> bool:
+        return part in self._known and self._known[part][0] == promoted
 
 
 class Follower:
     """Looks every so many seconds, from `start` on; `announced` is told what it sees.
 
     Each promotion is followed once: one that is refused, or that was rolled back by a call, is not
-    tried again until something is promoted after it. What servers say is followed until it is so,
-    each part by itself, since going over may wait for other gateways.
+    tried again until something is promoted after it. One that fails otherwise is, after `pause`
+    seconds. What servers say is followed until it is so, each part by itself, since going over may
+    wait for other gateways.
     """
 
     def __init__(
@@ -35,10 +65,13 @@ class Follower:
         promotions: Promotions,
         seconds: float,
         announced: Callable[[Mapping[Kind, str]], None] = lambda _: None,
+        *,
+        pause: float = PAUSE,
     ):
         self._weights, self._promotions, self._seconds = weights, promotions, seconds
         self._announced = announced
         self._followed: dict[Kind, Promoted] = {}
+        self._failed = Failed(pause)
         self._told: dict[Kind, str] = {}  # what could not be served, by the servers' own word
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -60,14 +93,26 @@ class Follower:
         """Follow what was promoted since the last look; never raises for what cannot be served."""
         newest = await self._promotions.newest()
         self._announced(self._promotions.versions())
-        here = {k: p for k, p in newest.items() if k not in self._weights.followed}
-        wanted = {k: p for k, p in here.items() if p != self._followed.get(k)}
-        self._followed |= wanted
-        if wanted:
-            folders = {kind: str(p.folder) for kind, p in wanted.items()}
-            if problem := await self._load(folders):
-                names = ", ".join(f"{kind} {p.version}" for kind, p in wanted.items())
-                log.error("promoted, but not served: %s: %s", names, problem)
+        here = self._here()
+        self._followed |= self._failed.overruled(here)
+        wanted = {k: p for k, p in newest.items() if k in here and p != self._followed.get(k)}
+        if due := self._failed.due(wanted, asyncio.get_running_loop().time()):
+            await self._follow(due)
+
+    def _here(self) -> dict[Kind, str]:
+        """The versions that are exchanged from here."""
+        serving, followed = self._weights.serving, self._weights.followed
+        return {part: s.version for part, s in serving.items() if part not in followed}
+
+    async def _follow(self, wanted: Mapping[Kind, Promoted]) -> None:
+        problem = await self._load({kind: str(p.folder) for kind, p in wanted.items()})
+        if problem:
+            names = ", ".join(f"{kind} {p.version}" for kind, p in wanted.items())
+            log.error("promoted, but not served: %s: %s", names, problem)
+        if problem and not isinstance(problem, BadRequest):
+            self._failed.add(wanted, self._here(), asyncio.get_running_loop().time())
+        else:
+            self._followed |= wanted
 
     async def _look_at(self, part: Kind) -> None:
         """Follow what a part's servers say is coming."""

@@ -13,8 +13,9 @@ import pytest
 from server.admission import Admission
 from server.config import Limits
 from server.engine.checkpoint import Checkpoint
-from server.following import Follower
+from server.following import LONGEST, Failed, Follower
 from server.promotions import Promotions
+from server.published import Kind, Promoted
 from server.reward import Models
 from server.weights import Weights
 from tests.exchanging import Exchange, FakeJudge, FakePolicy
@@ -82,6 +83,63 @@ async def test_what_was_called_back_stays_back(tmp_path: Path) -> None:
     publish(root, "p5", "prm")
     await follower.look()
     assert it.versions == ("v1", "p5")
+
+
+async def test_a_part_that_this_server_lacks_keeps_no_other_from_it(tmp_path: Path) -> None:
+    it, root = World(tmp_path), tmp_path / "published"
+    weights = Weights(Models(it.policy, PROFILE), Admission(Limits(), {}))
+    publish(root, "v5")
+    publish(root, "p5", "prm")
+    await Follower(weights, Promotions(root), 0.01).look()
+    assert {part: s.version for part, s in weights.serving.items()} == {"policy": "v5"}
+
+
+async def test_what_fails_in_passing_is_tried_again(tmp_path: Path) -> None:
+    it, _, root = following(tmp_path)
+    follower = Follower(it.weights, Promotions(root), 0.005, pause=0.02)
+    it.policy.device.fails = True
+    publish(root, "v5")
+    publish(root, "p5", "prm")
+    await follower.start()
+    assert it.versions == ("v1", "p1")
+    await until(lambda: it.versions == ("v5", "p5"))
+    await follower.close()
+    assert it.told.count(("policy", "failed")) == 1
+
+
+async def test_what_failed_is_left_alone_for_a_while_and_stays_if_something_is_called(
+    tmp_path: Path,
+) -> None:
+    it, follower, root = following(tmp_path)
+    it.policy.device.fails = True
+    publish(root, "v5")
+    for _ in range(3):
+        await follower.look()
+    assert (it.told.count(("policy", "failed")), it.versions) == (1, ("v1", "p1"))
+    publish(root, "p5", "prm")
+    await follower.look()
+    assert it.versions == ("v1", "p5"), "what is new does not wait for it"
+    await it.load(policy="v2")
+    follower._failed._due = 0.0
+    await follower.look()
+    assert it.versions == ("v2", "p5")
+
+
+def test_what_fails_again_waits_for_twice_as_long() -> None:
+    failed = Failed(10.0)
+    serving: dict[Kind, str] = {"policy": "v1", "prm": "p1"}
+    v5: dict[Kind, Promoted] = {"policy": Promoted(NOON, "v5", Path("v5"))}
+    p5: dict[Kind, Promoted] = {"prm": Promoted(NOON, "p5", Path("p5"))}
+    now, waits = 0.0, []
+    for _ in range(11):
+        assert failed.due(v5, now) == v5
+        failed.add(v5, serving, now)
+        waits.append(next(s for s in range(5000) if failed.due(v5, now + s)))
+        now += waits[-1]
+    assert waits[:4] == [10, 20, 40, 80] and waits[-1] == LONGEST
+    assert failed.due(v5 | p5, now - 1) == p5
+    failed.add(p5, serving, now)
+    assert (failed.due(v5 | p5, now + 9), failed.due(v5 | p5, now + 10)) == ({}, v5 | p5)
 
 
 @dataclass
