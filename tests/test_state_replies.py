@@ -11,6 +11,7 @@ import pytest
 
 from server.state.connection import Connection
 from server.state.replies import Found, MemoryReplies, RedisReplies, Replies, State
+from server.state.settings import IdempotencySettings
 from tests.valkey import Valkey
 
 BACKENDS = ["memory", "redis"]
@@ -144,3 +145,18 @@ async def test_redis_keeps_nothing_but_what_expires(valkey: Valkey) -> None:
         assert isinstance(replies, RedisReplies)
         redis = replies._connection.redis
         assert [await redis.ttl(key) > 0 for key in await redis.keys()] == [True]
+
+
+async def test_by_default_a_search_a_second_leaves_redis_its_memory(valkey: Valkey) -> None:
+    """Every call of `ponder-client` has a key. The largest replies, for as long as they are kept,
+    take less than 1.5 GB."""
+    settings = IdempotencySettings()
+    connection = Connection(valkey.settings())
+    async with connection.watched():
+        replies, redis = RedisReplies(connection, settings.lease_seconds), connection.redis
+        before = (await redis.info("memory"))["used_memory"]
+        for number in range(10):
+            await replies.begin(f"k{number}", "r", "o")
+            await replies.end(f"k{number}", "o", b"x" * settings.reply_bytes, settings.seconds)
+        one = ((await redis.info("memory"))["used_memory"] - before) / 10
+        assert one * await redis.ttl(connection.key("once", "k0")) < 1.5e9

@@ -123,9 +123,8 @@ class IdempotencySettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     enabled: bool = True
-    seconds: float = Field(
-        86_400.0, gt=0, description="that the reply to an Idempotency-Key is kept"
-    )
+    # Replies are in the Redis that traces and quotas need, which must not run full.
+    seconds: float = Field(3600.0, gt=0, description="that the reply to an Idempotency-Key is kept")
     sdk_retries: bool = Field(
         True, description="recognize retries of OpenAI's SDKs, which send no key"
     )
@@ -139,7 +138,7 @@ class IdempotencySettings(BaseModel):
     lease_seconds: float = Field(
         15.0, ge=0.1, description="until others take over from a replica that died"
     )
-    reply_bytes: int = Field(4 << 20, ge=1024, description="a larger reply is not kept")
+    reply_bytes: int = Field(256 << 10, ge=1024, description="a larger reply is not kept")
     memory_bytes: int = Field(
         64 << 20, ge=1 << 20, description="for replies, where there is no Redis"
     )
