@@ -37,7 +37,7 @@ from server.weights import Weights
 @dataclass(frozen=True, slots=True)
 class Outcome:
     trace_id: str
-    answers: list[Answer]  # the chosen one first, then the next best; 1..n
+    answers: list[Answer]  # the chosen one first, then the next best; 1..n, as many as there are
     usage: UsageRecord
     nodes: Sequence[Node]  # of the tree, as they stand in the trace
     trace: Trace
@@ -206,6 +206,7 @@ class Service:
             operators=profile.operators,
             actions=ask.strategy.behaviours,
             ahead=self._ahead[ask.strategy.kind],
+            wanted=ask.n,
         )
 
     def _trace(

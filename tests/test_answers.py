@@ -66,7 +66,17 @@ def test_ended_paths_come_before_cut_ones_and_cut_before_open() -> None:
     ended = chain(root, ["Answer: 2"], 0.1)
     answers = rank([root, opened, *cut.path(), ended], "best", REFERENCE)
     found = [(a.final, a.finish_reason) for a in answers]
-    assert found == [("2", "stop"), ("1", "length"), (None, "length")]
+    assert found == [("2", "stop"), ("1", "length")]
+
+
+def test_what_is_unfinished_is_an_answer_only_where_nothing_is_finished() -> None:
+    root = Node()
+    opened = [chain(root, [text], score, Stop.STEP) for text, score in (("a\n", 0.2), ("b\n", 0.9))]
+    answers = rank([root, *opened], "best", REFERENCE)
+    assert [a.content for a in answers] == ["b\n", "a\n"]
+    for stop in (Stop.END, Stop.LENGTH):
+        done = chain(root, ["Answer: 1"], 0.1, stop)
+        assert [a.node for a in rank([root, *opened, done], "best", REFERENCE)] == [done]
 
 
 def test_an_answer_the_profile_recognises_beats_a_better_scored_one_without() -> None:

@@ -7,7 +7,16 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from server.api.effort import Effort
-from server.api.schema import BudgetFields, Messages, Request, SamplingFields, Seed, Text, only
+from server.api.schema import (
+    WANTED,
+    BudgetFields,
+    Messages,
+    Request,
+    SamplingFields,
+    Seed,
+    Text,
+    only,
+)
 from server.errors import BadRequest
 from server.reward import Reward
 from server.reward.verifiers import AnyVerifier
@@ -40,7 +49,7 @@ class ChatRequest(SamplingFields):
     model: Text
     search: SearchFields | None = None
     reasoning_effort: Effort | None = None
-    n: Annotated[int, Field(ge=1)] | None = Field(None, description="best candidates wanted")
+    n: Annotated[int, Field(ge=1)] | None = Field(None, description=WANTED)
     max_tokens: Annotated[int, Field(ge=1)] | None = Field(None, description="of one answer")
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = Field(
         None, description="the same under its newer name"

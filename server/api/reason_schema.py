@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from server.api.schema import BudgetFields, Messages, SamplingFields, Seed, Text
+from server.api.schema import WANTED, BudgetFields, Messages, SamplingFields, Seed, Text
 from server.api.usage import Tokens
 from server.errors import BadRequest
 from server.reward import Reward
@@ -32,7 +32,7 @@ class ReasonRequest(SamplingFields):
     budget: BudgetFields | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = Field(None, description="of one answer")
     seed: Seed | None = None
-    n: Annotated[int, Field(ge=1)] = Field(1, description="best candidates wanted")
+    n: Annotated[int, Field(ge=1)] = Field(1, description=WANTED)
     include: Annotated[list[Include], Field(max_length=16, fail_fast=True)] = Field(
         [], description="what else the reply shall hold"
     )

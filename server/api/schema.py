@@ -10,6 +10,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from server.ask import BudgetSpec
 from server.types import Message
 
+WANTED = (
+    "best candidates wanted: what ends a search early waits until so many answers are finished; "
+    "fewer where the search or its budget ends with fewer"
+)
 Text = Annotated[str, StringConstraints(min_length=1)]
 Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
 

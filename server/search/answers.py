@@ -19,7 +19,7 @@ UNKNOWN = 0.5  # the place of an answer without a judge's verdict among those wi
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One finished path (or, if none finished, the best open one)."""
+    """One finished path (or, if none finished, an open one)."""
 
     node: Node
     reasoning: tuple[str, ...]  # the steps before the answer, as text
@@ -35,9 +35,10 @@ def rank(nodes: Iterable[Node], choice: Choice, profile: AnswerProfile) -> list[
     """A tree's answers, the chosen one first: one of each kind, then the other paths by score.
 
     Only paths that the policy ended have a say in the choice; if there are none, truncated ones;
-    if none, the best open one. What a judge found right comes first, what it found wrong after
-    what it could not tell; answers that the profile recognises come before the others. What has
-    no say comes last. Empty for an empty tree.
+    if none, the best open one. Where anything is finished, nothing unfinished is an answer. What a
+    judge found right comes first, what it found wrong after what it could not tell; answers that
+    the profile recognises come before the others. What has no say comes last. Empty for an empty
+    tree.
     """
     paths, others = _candidates(list(nodes))
     groups: dict[str, list[Path]] = {}
@@ -63,8 +64,8 @@ def _candidates(nodes: list[Node]) -> tuple[list[Node], list[Node]]:
     leaves = (n for n in steps if not n.children and not n.finished)
     left = sorted(leaves, key=_open_order, reverse=True)
     chosen = ended or cut or left[:1]
-    by_rank = sorted(cut, key=lambda n: n.rank, reverse=True)
-    return chosen, [n for n in by_rank + left if n not in chosen]
+    others = sorted(cut, key=lambda n: n.rank, reverse=True) if ended or cut else left
+    return chosen, [n for n in others if n not in chosen]
 
 
 def _open_order(node: Node) -> tuple[bool, float, int]:

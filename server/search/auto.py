@@ -93,10 +93,11 @@ class Auto(BaseStrategy):
         first = seen(search)
         level = next(x for x in self.levels if self._fits(x, first))
         search.decide(decision="probe", **first.facts())
-        if self._ended(search, sampled=True):
+        sure = self._sure(search, sampled=True)
+        if self._ended(search, sure):
             return
         self._allow(search, first)
-        await self._climb(search, level, first.tokens_per_answer)
+        await self._climb(search, level, first.tokens_per_answer, sure)
 
     def _fits(self, level: Level, first: Seen) -> bool:
         return first.difficulty <= level.difficulty and self.answers >= level.least
@@ -107,7 +108,7 @@ class Auto(BaseStrategy):
         allowed = round(self.answers * first.tokens_per_answer)
         budget.reserve = max(budget.reserve, budget.tokens - allowed)
 
-    async def _climb(self, search: Search, level: Level, answer: float) -> None:
+    async def _climb(self, search: Search, level: Level, answer: float, sure: str | None) -> None:
         sampled, idle = True, 0
         for stage in chain(level.stages, repeat(level.stages[-1])):
             spent = search.budget.spent
@@ -116,7 +117,8 @@ class Auto(BaseStrategy):
                 await adopt(search, stage)
             await search.stage(self._eager(stage))
             sampled = sampled and isinstance(stage, BestOfN | Vote)
-            if self._ended(search, sampled=sampled):
+            sure = sure or self._sure(search, sampled=sampled)
+            if self._ended(search, sure):
                 return
             idle = idle + 1 if search.budget.spent - spent < answer else 0
             if idle == IDLE or search.budget.free <= 0:
@@ -136,17 +138,22 @@ class Auto(BaseStrategy):
             return stage
         return stage.model_copy(update={"stop_at": self.stop_at})
 
-    def _ended(self, search: Search, *, sampled: bool) -> bool:
-        """Whether the answer is sure by now. Agreement tells only of independent samples."""
+    def _sure(self, search: Search, *, sampled: bool) -> str | None:
+        """Why the answer is sure by now, if it is. Agreement tells only of independent samples."""
         now = seen(search)
-        reason = None
         if now.best_score is not None and now.best_score >= self.stop_at:
-            reason = f"an answer scored {now.best_score:.3f}, at least {self.stop_at:g}"
-        elif sampled and now.lead > self.agree and now.difficulty <= self.levels[0].difficulty:
-            reason = f"{now.agreement:.0%} of {now.answers} samples agree"
-        if reason:
-            search.decide(decision="stop", reason=reason)
-        return reason is not None
+            return f"an answer scored {now.best_score:.3f}, at least {self.stop_at:g}"
+        if sampled and now.lead > self.agree and now.difficulty <= self.levels[0].difficulty:
+            return f"{now.agreement:.0%} of {now.answers} samples agree"
+        return None
+
+    def _ended(self, search: Search, sure: str | None) -> bool:
+        """Whether what is `sure` ends the search; where more answers are wanted, it ends the next
+        stage as soon as they are there."""
+        if sure is None or not search.conclude():
+            return False
+        search.decide(decision="stop", reason=sure)
+        return True
 
     @property
     def top_logprobs(self) -> int:

@@ -92,8 +92,9 @@ class Race:
         self.kept = self._share()
 
     def _share(self) -> int:
-        """How many of those alive outlive a decision."""
-        return len(self.alive) - int(self.strategy.reject * len(self.alive))
+        """How many of those alive outlive a decision; never fewer than are wanted."""
+        alive = len(self.alive)
+        return max(self.search.wanted, alive - int(self.strategy.reject * alive))
 
     def start(self) -> None:
         for runner in self.alive:

@@ -64,13 +64,16 @@ class Search:
         operators: Mapping[str, Operator] | None = None,
         actions: Sequence[Action] = (),
         ahead: Ahead | None = None,
+        wanted: int = 1,
     ):
         """`answer` says when two answers are the same.
         `judge` rules on every finished answer; one that is right ends the search.
+        `wanted` is how many answers must be finished before any of them ends it.
         `actions` are what the children of a node begin with, in turn; none: they just go on.
         `ahead` is what searches like this one have learned of branches that run ahead.
         """
         self.prompt, self.scorer, self.budget, self.judge = prompt, scorer, budget, judge
+        self.wanted = wanted
         self.answer, self.operators = answer or AnswerProfile(), operators or {}
         self._actions = [self.operators.get(name, Operator()) for name in actions]
         anew = any(action.fresh for action in self._actions)
@@ -85,6 +88,7 @@ class Search:
         self.full: set[Node] = set()  # of which some continuation did not fit the context
         self._emit: Listener = listener or (lambda event: None)
         self._tasks = Tasks()
+        self._owed: set[Callable[[], None]] = set()  # early stops that wait for more answers
         # What becomes of a first step that time cuts short while there is nothing better: the
         # answer, or at the soft deadline what the rest of the time goes on with.
         self.cut = Stop.LENGTH
@@ -110,7 +114,7 @@ class Search:
         lands, while the policy writes on; not of the last one. Raises `BudgetSpent`, also where
         the context is full.
         """
-        if self.solved:
+        if self.solved and self.enough:
             raise BudgetSpent
         if score:
             self.budget.call()
@@ -120,6 +124,9 @@ class Search:
                 score = False  # from here on the call is made
                 await self._score(node, await self._ahead(node, lookahead))
             await self._rule(node)
+            if self._owed and self.enough:
+                while self._owed:
+                    self._owed.pop()()
             return node
         except ContextFull:
             self.full.add(parent)
@@ -209,7 +216,9 @@ class Search:
 
         For a strategy that is made of others: it runs nothing else meanwhile.
         """
+        owed = {*self._owed, self._tasks.halt}
         await self._tasks.stage(strategy.run(self))
+        self._owed &= owed  # what the stage itself still waited with ends with it
 
     async def prune(self, node: Node) -> None:
         """Give `node` up: what runs ahead of it is aborted in the engine."""
@@ -218,8 +227,25 @@ class Search:
             self._emit(PruneEvent(node))
         await self.writer.drop(node)
 
+    @property
+    def enough(self) -> bool:
+        """Whether as many answers are finished as are wanted."""
+        return self.tree.finished >= self.wanted
+
+    def conclude(self) -> bool:
+        """The strategy has its answer: stop, or go on until `enough` are finished and stop then.
+        Whether it has stopped."""
+        return self._once_enough(self._tasks.stop)
+
+    def _once_enough(self, end: Callable[[], None]) -> bool:
+        if not (enough := self.enough):
+            self._owed.add(end)
+        else:
+            end()
+        return enough
+
     def stop(self) -> None:
-        """Abort whatever is in flight: the strategy has its answer."""
+        """Abort whatever is in flight: there is nothing left for the strategy to do."""
         self._tasks.stop()
 
     def halt(self) -> None:
@@ -272,14 +298,14 @@ class Search:
             self._emit(ScoreEvent(valued))
 
     async def _rule(self, node: Node) -> None:
-        """Have a finished answer judged; one that is right leaves nothing to search for."""
+        """Have a finished answer judged; one that is right leaves nothing better to search for."""
         if self.judge is None or not node.ended or node.outcome is not None:
             return
         node.outcome = await self.judge.verdict(self.prompt, node.text())
         if node.outcome is not None and node.outcome >= 1 and not self.solved:
             self.solved = True
             self.decide(decision="stop", reason="an answer was found right", node=node.id)
-            self.halt()
+            self._once_enough(self._tasks.halt)
 
 
 def _turn_is_over(node: Node) -> bool:

@@ -106,7 +106,7 @@ class MCTS(Convincible):
                 ):
                     await busy.wait()
                 if await self._simulate(search, path, flights):
-                    return search.stop()
+                    return
 
         for _ in range(self.parallel):
             search.spawn(worker())
@@ -128,11 +128,13 @@ class MCTS(Convincible):
         set_priors(leaf, self.prior)
         for end in ends:
             self._back_up(path, leaf, end)
-        if any(end.convinces(self.stop_at) for end in ends):
+        if any(end.convinces(self.stop_at) for end in ends) and search.conclude():
             return True
         if leaf in search.full and not any(child.visits for child in leaf.children):
             await search.prune(leaf)  # else every simulation might come here, in vain
-        return await self._give_up(search, leaf, flights)
+        if over := await self._give_up(search, leaf, flights):
+            search.stop()
+        return over
 
     async def _expand(self, search: Search, leaf: Node) -> list[Node]:
         """Sample what `leaf` lacks: the new nodes at which that ended, in a fixed order."""

@@ -61,9 +61,10 @@ class Revise(BaseStrategy):
             search.spawn(self._chain(search))
 
     async def _chain(self, search: Search) -> None:
-        answer = await self._write(search, search.root, None)
+        answer, liked = await self._write(search, search.root, None), False
         for _ in range(self.revisions):
-            if not answer.ended or answer.convinces(self.stop_at):
+            liked = liked or answer.convinces(self.stop_at)
+            if not answer.ended or (liked and search.enough):
                 return
             answer = await self._revise(search, answer)
 

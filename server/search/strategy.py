@@ -87,6 +87,4 @@ class Convincible(BaseStrategy):
 
     def ends(self, search: Search, node: Node) -> bool:
         """Whether `node` ends the search; if so, what is in flight is aborted."""
-        if convinced := node.convinces(self.stop_at):
-            search.stop()
-        return convinced
+        return node.convinces(self.stop_at) and search.conclude()

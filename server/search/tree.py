@@ -19,6 +19,11 @@ class Tree:
         return any(n.ended for n in self.nodes)
 
     @property
+    def finished(self) -> int:
+        """Paths that nothing follows: the answers there are."""
+        return sum(n.finished for n in self.nodes)
+
+    @property
     def kept(self) -> int:
         """Policy tokens in the tree, merged siblings counted as often as they were sampled."""
         return sum(n.step.sampled * n.multiplicity for n in self.nodes if n.step)

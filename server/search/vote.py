@@ -64,6 +64,7 @@ class Poll:
         self.search, self.vote, self.rule = search, vote, rule
         self.ballots = [self._ballot(n) for n in search.nodes if n.ended]
         self.landed: list[Node] = []
+        self.finished = len(self.ballots)  # answers, of those that were counted
         self.floor: float | None = None
 
     async def run(self) -> None:
@@ -75,11 +76,13 @@ class Poll:
             if node is None:
                 return  # the budget is spent
             self._count(node)
-            if self.rule.settled(self.ballots):
+            # Of those that were counted, so that where it stops does not depend on timing.
+            if self.rule.settled(self.ballots) and self.finished >= self.search.wanted:
                 return self.search.stop()
 
     def _count(self, node: Node) -> None:
         self.landed.append(node)
+        self.finished += node.finished
         self.ballots.append(self._ballot(node))
         if self.floor is None:
             self.floor = self.rule.floor(self.landed)

@@ -35,7 +35,7 @@ class Asked(TypedDict, total=False):
     verify: Kind  # checks each answer; one that it finds right ends the search
     budget: Budget
     max_tokens: int  # of one answer
-    n: int  # best candidates wanted
+    n: int  # best candidates wanted; fewer where the search or its budget finishes fewer
     seed: int
     include: Sequence[Literal["steps", "scores", "tree"]]  # what else the reply shall hold
     model: str
