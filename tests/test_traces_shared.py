@@ -188,6 +188,24 @@ async def test_a_segment_stays_until_it_is_compacted(valkey: Valkey, tmp_path: P
         assert len(spooled(tmp_path / "one")) == 1  # it is being written
 
 
+async def test_what_an_emptied_redis_lost_stays_on_the_disk(valkey: Valkey, tmp_path: Path) -> None:
+    """It is the same process, which only has nothing any more."""
+    folder, store = tmp_path / "one", tmp_path / "store"
+    async with replica(valkey, folder, compact_rows=2) as one, connected(valkey) as connection:
+        put(one, *range(4))
+        await one.add_feedback(said(1, outcome=1.0))
+        await until(shipped(one, 5))
+        await connection.redis.flushall()
+        for _ in range(2):  # whole rounds
+            await one._shipper.round()
+        assert len(spooled(folder)) == 2 and len(files(folder, "feedback-*")) == 1
+        await until(shipped(one, 5))
+        await finished(valkey, store, one)
+        await until(lambda: spooled(folder) == [] == files(folder, "feedback-*"))
+    assert ids(store) == names(4)
+    assert len(files(store, "feedback-*")) == 1
+
+
 async def test_an_old_folder_is_brought_over(valkey: Valkey, tmp_path: Path) -> None:
     """What one replica alone had in its spool, before there were several."""
     alone = LocalStore(TraceSettings(folder=tmp_path / "one"))

@@ -2,8 +2,8 @@
 
 Every trace goes by way of the disk, whether Redis answers or not. A segment is deleted once it is
 closed and the stream has none of its traces any more, for then they are compacted; a Redis that
-was started anew may have lost some, and is offered again what is still here. Adding a trace twice
-changes nothing.
+was started anew or emptied may have lost some, and is offered again what is still here. Adding a
+trace twice changes nothing.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Shipper:
         self._index, self._stream, self._every = index, stream, every
         self._wake = asyncio.Event()
         self._busy = asyncio.Lock()
-        self._run = ""  # the server that was seen to have what follows
+        self._run = ""  # the server, as it was when it was seen to have what follows
         self._sent: dict[Path, int] = {}  # rows of segments
         self._said: set[Path] = set()
         self._records: dict[Path, tuple[str, bytes]] = {}  # files of feedback

@@ -7,6 +7,9 @@
     :times   zset   trace id, by its creation in microseconds
     :said    zset   of score 0: trace id, space, a line of feedback on it
 
+and for as long as nothing is lost `:token`, which is random: a server that was emptied has another
+one, or none.
+
 What is there already is not added again. Scripts make each change whole or not at all. What the
 compactor calls works in a Redis whose memory is full, too: so the group is made with the stream.
 """
@@ -19,6 +22,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import uuid4
 
 from server.errors import TraceError, boundary
 from server.state.connection import Connection
@@ -33,25 +37,28 @@ TRACE, FEEDBACK = b"trace", b"feedback"
 EPOCH = datetime.fromtimestamp(0, UTC)
 PAGE = 200  # summaries at once
 
+# KEYS: stream, token. ARGV: a token, in case that there is none.
 BEGIN = f"""
+redis.call('SET', KEYS[2], ARGV[1], 'NX')
 if redis.call('EXISTS', KEYS[1]) == 0 then
   redis.call('XGROUP', 'CREATE', KEYS[1], '{GROUP}', '0', 'MKSTREAM')
 end
 """
-# KEYS: stream, ids, times. ARGV: of each trace its id, line, summary, microseconds.
+# KEYS: those of BEGIN, ids, times. ARGV: that of BEGIN, then of each trace its id, line, summary,
+# microseconds.
 ADD = f"""{BEGIN}
-for i = 1, #ARGV, 4 do
-  if redis.call('HEXISTS', KEYS[2], ARGV[i]) == 0 then
+for i = 2, #ARGV, 4 do
+  if redis.call('HEXISTS', KEYS[3], ARGV[i]) == 0 then
     local entry = redis.call('XADD', KEYS[1], '*', 'trace', ARGV[i + 1])
-    redis.call('HSET', KEYS[2], ARGV[i], entry .. ' ' .. ARGV[i + 2])
-    redis.call('ZADD', KEYS[3], ARGV[i + 3], ARGV[i])
+    redis.call('HSET', KEYS[3], ARGV[i], entry .. ' ' .. ARGV[i + 2])
+    redis.call('ZADD', KEYS[4], ARGV[i + 3], ARGV[i])
   end
 end
 """
-# KEYS: stream, said. ARGV: of each record its trace's id and its line.
+# KEYS: those of BEGIN, said. ARGV: that of BEGIN, then of each record its trace's id and its line.
 SAY = f"""{BEGIN}
-for i = 1, #ARGV, 2 do
-  if redis.call('ZADD', KEYS[2], 0, ARGV[i] .. ' ' .. ARGV[i + 1]) == 1 then
+for i = 2, #ARGV, 2 do
+  if redis.call('ZADD', KEYS[3], 0, ARGV[i] .. ' ' .. ARGV[i + 1]) == 1 then
     redis.call('XADD', KEYS[1], '*', 'feedback', ARGV[i + 1])
   end
 end
@@ -70,6 +77,10 @@ def said_key(stream: str) -> str:
     return f"{stream}:said"
 
 
+def token_key(stream: str) -> str:
+    return f"{stream}:token"
+
+
 def said_member(trace_id: str, line: bytes) -> bytes:
     return trace_id.encode() + b" " + line
 
@@ -82,7 +93,7 @@ def said_line(member: bytes) -> bytes:
 class Standing:
     """What is in the stream, as one server said at one moment."""
 
-    run: str  # of that server: another one may have lost what this one had
+    run: str  # of that server, since it was empty: another one may have lost what this one had
     present: tuple[bool, ...]  # of what was asked for
 
 
@@ -93,16 +104,15 @@ class TraceStream:
         self._connection = connection
         self.key = connection.key("traces")
         self._ids, self._times = ids_key(self.key), times_key(self.key)
-        self._said = said_key(self.key)
+        self._said, self._token = said_key(self.key), token_key(self.key)
 
     async def run(self) -> tuple[str, int]:
         """Which server answers, and how many entries wait for the compactor."""
-        with self._connection.asking("the traces' stream") as redis:
-            info = await redis.info("server")
-            return _run(info), int(await redis.xlen(self.key))
+        run, entries = await self._asked(lambda pipe: pipe.xlen(self.key))
+        return run, int(entries)
 
     async def add(self, traces: Sequence[tuple[Summary, bytes]]) -> None:
-        """Add those that are not there yet, in this order."""
+        """Add those that are not there yet, in this order; the server has a token then."""
         with self._connection.asking("adding traces") as redis:
             present = await _all_of(redis, self._ids, [s.trace_id for s, _ in traces])
             words: list[Any] = []
@@ -110,14 +120,16 @@ class TraceStream:
                 if there is None:
                     words += [summary.trace_id, line, summary.model_dump_json()]
                     words.append(_microseconds(summary.created_at))
-            if words:
-                await redis.eval(ADD, 3, self.key, self._ids, self._times, *words)
+            if words or not await redis.exists(self._token):
+                keys = (self.key, self._token, self._ids, self._times)
+                await redis.eval(ADD, len(keys), *keys, uuid4().hex, *words)
 
     async def say(self, lines: Sequence[tuple[str, bytes]]) -> None:
         """Add records, each with its trace's id, but for those that are there."""
         with self._connection.asking("adding feedback") as redis:
             words = [word for record in lines for word in record]
-            await redis.eval(SAY, 2, self.key, self._said, *words)
+            keys = (self.key, self._token, self._said)
+            await redis.eval(SAY, len(keys), *keys, uuid4().hex, *words)
 
     async def has(self, trace_ids: Sequence[str]) -> Standing:
         """Whether traces are there."""
@@ -129,13 +141,18 @@ class TraceStream:
         return await self._standing(lambda pipe: pipe.zmscore(self._said, members))
 
     async def _standing(self, ask: Callable[[Any], object]) -> Standing:
-        """What there is, and which server says so: in one step, or another may have begun."""
+        run, found = await self._asked(ask)
+        return Standing(run, tuple(value is not None for value in found))
+
+    async def _asked(self, ask: Callable[[Any], object]) -> tuple[str, Any]:
+        """Which server answers, and what: in one step, or another may have begun, or lost it."""
         with self._connection.asking("the traces' stream") as redis:
             pipe = redis.pipeline(transaction=True)
             ask(pipe)
             pipe.info("server")
-            found, info = await pipe.execute()
-        return Standing(_run(info), tuple(value is not None for value in found))
+            pipe.get(self._token)
+            found, info, token = await pipe.execute()
+        return _run(info, token), found
 
     async def trace(self, trace_id: str) -> Trace | None:
         with self._connection.asking(f"trace {trace_id!r}") as redis:
@@ -178,8 +195,9 @@ class TraceStream:
         return tuple(found[:limit])
 
 
-def _run(info: Mapping[str, Any]) -> str:
-    return str(info.get("run_id", ""))
+def _run(info: Mapping[str, Any], token: bytes | None) -> str:
+    """Without a token it is like none: what it had may be lost."""
+    return f"{info.get('run_id')} {token.decode() if token else uuid4().hex}"
 
 
 async def _all_of(redis: Any, key: str, fields: Sequence[str | bytes]) -> Sequence[bytes | None]:
