@@ -89,7 +89,7 @@ class RemoteModel:
         return [replica.standing for replica in self._fleet.replicas]
 
     async def check(self) -> None:
-        """One try at each server until one can serve, at most `connect_timeout` seconds each."""
+        """One try at all servers at once until one can serve, for `connect_timeout` seconds."""
         await self._fleet.check()
 
     async def _find(self) -> tuple[HFTokenizer, int]:

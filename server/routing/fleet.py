@@ -80,13 +80,19 @@ class Fleet:
             raise failures[0]
 
     async def check(self) -> None:
-        """Return if a server can serve, by its own word of now; raise if none can."""
-        for replica in sorted(self.replicas, key=lambda r: not r.up):
-            try:
-                return await self._healthy(replica)
-            except PonderError as error:
-                failure = error
-        raise failure
+        """Return as soon as a server can serve, by its own word of now; raise if none can."""
+        asked = [asyncio.create_task(self._healthy(r)) for r in self.up or self.replicas]
+        try:
+            for word in asyncio.as_completed(asked):
+                try:
+                    return await word
+                except PonderError as error:
+                    failure = error
+            raise failure
+        finally:
+            for task in asked:
+                task.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
 
     async def prepare(self, work: Prepare) -> None:
         """Do `work` at every server now, and at those that come, or come back, before they serve.
