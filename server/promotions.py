@@ -3,6 +3,7 @@
 Of each part it is the one promoted last. The folder alone says it where there is one that all
 replicas see; where they share a Redis it says so at once, and the folder is where versions lie. A
 Redis that does not answer, or that lost its data, leaves what was known and what the folder says.
+So does a folder that cannot be read, as while a network's volume is away.
 """
 
 from __future__ import annotations
@@ -28,12 +29,21 @@ class Promotions:
         self._marked: dict[Kind, Promoted] = {}
         self._said: Mapping[Kind, Announcement] = {}
         self._there: dict[Kind, Promoted] = {}  # what was last announced, and is in the folder
-        self._silent = False
+        self._silent = self._blind = False  # which is told once
 
     async def newest(self) -> dict[Kind, Promoted]:
         """By part. Until what is announced is in the folder, it is what was before it."""
         await self._ask()
-        return await asyncio.to_thread(self._newest)
+        try:
+            await asyncio.to_thread(self._look)
+        except OSError as error:
+            if not self._blind:
+                log.warning("published weights: %s", error)
+            self._blind = True
+        else:
+            self._blind = False
+        both = {part: [m[part] for m in (self._marked, self._there) if part in m] for part in KINDS}
+        return {part: max(found) for part, found in both.items() if found}
 
     def versions(self) -> dict[Kind, str]:
         """Those that `newest` found, whether or not they are in the folder."""
@@ -54,17 +64,15 @@ class Promotions:
         else:
             self._silent = False
 
-    def _newest(self) -> dict[Kind, Promoted]:
+    def _look(self) -> None:
         if self._folder is None:
-            return {}
+            return
         now = seen(self._folder)
         if now != self._seen:
-            self._seen = now
             every = {part: promoted(self._folder, part) for part in KINDS}
             self._marked = {part: found[-1] for part, found in every.items() if found}
+            self._seen = now
         for part, said in self._said.items():
             folder = self._folder / part / said.version
             if folder.is_dir():
                 self._there[part] = Promoted(said.at, said.version, folder)
-        both = {part: [m[part] for m in (self._marked, self._there) if part in m] for part in KINDS}
-        return {part: max(found) for part, found in both.items() if found}

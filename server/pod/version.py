@@ -47,7 +47,7 @@ async def first(settings: PodSettings, model: str) -> str:
         return model
     try:
         found = look_over(newest.folder, settings.part, model, HFTokenizer(model))
-    except BadRequest as error:
-        log.error("announced, but not served: %s: %s", newest.version, error.message)
+    except (BadRequest, OSError) as error:
+        log.error("announced, but not served: %s: %s", newest.version, error)
         return model
     return str(newest.folder) if found.rank is None else model
