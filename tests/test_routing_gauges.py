@@ -65,19 +65,24 @@ async def upstream(remote: Scripted) -> AsyncIterator[Upstream]:
     await upstream.close()
 
 
-async def watched(gauges: Gauges, upstream: Upstream) -> None:
-    """While one request is under way, until the metrics have been asked for once."""
+Said = tuple[float, int, int, int, int, int]
+
+
+async def watched(gauges: Gauges, upstream: Upstream) -> Said:
+    """While one request is under way, until the metrics have been asked for; what they said."""
     upstream.running = 1
     gauges.watch()
     task = gauges._task
     assert task is not None
     await asyncio.sleep(0.05)
+    last = said(gauges)
     upstream.running = 0
     await asyncio.wait([task])
     assert gauges._task is None
+    return last
 
 
-def said(gauges: Gauges) -> tuple[float, int, int, int, int, int]:
+def said(gauges: Gauges) -> Said:
     cache = gauges.used, gauges.tokens, gauges.preempted
     return *cache, gauges.others, gauges.queries, gauges.hits
 
@@ -85,19 +90,17 @@ def said(gauges: Gauges) -> tuple[float, int, int, int, int, int]:
 async def test_they_are_read_while_the_server_works(remote: Scripted, upstream: Upstream) -> None:
     remote.pages["/metrics"] = text(METRICS)
     gauges = Gauges(upstream, every=0.01, ours=lambda: 5)
-    await watched(gauges, upstream)
-    assert said(gauges) == (0.5, 3200, 3, 2, 640, 512)
-    gauges.watch()  # after a rest the cache may be as empty as it was full
+    assert await watched(gauges, upstream) == (0.5, 3200, 3, 2, 640, 512)
+    # At rest: its cache may be as empty as it was full, and it would get no request to tell so.
     assert said(gauges) == (0.0, 3200, 3, 0, 640, 512)
-    await gauges.close()
 
 
 async def test_our_own_requests_are_nobody_elses(remote: Scripted, upstream: Upstream) -> None:
     """The server may not have counted yet what is on its way."""
     remote.pages["/metrics"] = text(METRICS)
     gauges = Gauges(upstream, every=0.01, ours=lambda: 9)
-    await watched(gauges, upstream)
-    assert gauges.others == 0
+    _, _, _, others, *_ = await watched(gauges, upstream)
+    assert others == 0
 
 
 async def test_a_server_that_is_not_to_be_asked(remote: Scripted, upstream: Upstream) -> None:
@@ -110,8 +113,7 @@ async def test_a_server_that_is_not_to_be_asked(remote: Scripted, upstream: Upst
 async def test_a_failure_is_nobodys(remote: Scripted, upstream: Upstream, page: Reply) -> None:
     remote.pages["/metrics"] = page
     gauges = Gauges(upstream, every=0.01)
-    await watched(gauges, upstream)
-    assert said(gauges) == (0, 0, 0, 0, 0, 0)
+    assert await watched(gauges, upstream) == (0, 0, 0, 0, 0, 0)
 
 
 @pytest.mark.parametrize("page", [refusal(404, "no"), document({}), text("up 1\n")])

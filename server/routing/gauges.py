@@ -45,7 +45,6 @@ class Gauges:
     def watch(self) -> None:
         """Ask every so many seconds, until the server has nothing of ours to do."""
         if self._task is None and not self._missing:
-            self.used, self.others = 0.0, 0  # what was said before the server rested is old
             self._task = asyncio.create_task(self._watch())
 
     async def close(self) -> None:
@@ -61,6 +60,7 @@ class Gauges:
                 await asyncio.sleep(self._every)
         finally:
             self._task = None
+            self.used, self.others = 0.0, 0  # or it would seem busy for ever, and get no request
 
     async def _ask(self) -> None:
         ours = self._ours()
