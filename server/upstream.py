@@ -253,8 +253,9 @@ def is_servers_fault(error: PonderError) -> bool:
     """Whether it is the server that failed, and not the request, so that another one may do it."""
     cause = error.__cause__
     if isinstance(cause, Broken):
-        # 409: it has other weights than those that a search is pinned to (`server/handover`).
-        return passing(cause.status) or cause.status == 409
+        # 404: it has the model no more, such as an adapter since it started anew; 409: it has other
+        # weights than those that a search is pinned to (`server/handover`).
+        return passing(cause.status) or cause.status == 404
     return isinstance(cause, aiohttp.ClientError | OSError)  # of which timeouts are one
 
 

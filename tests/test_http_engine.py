@@ -36,6 +36,7 @@ from tests.scripted import (
     truncated,
     usage,
 )
+from tests.serving import until
 
 ASK = TextTokenizer().render([Message("user", "say it")])
 LINES = Cut("\n", 64)
@@ -552,6 +553,30 @@ async def test_an_adapter_is_loaded_under_a_new_name_and_taken_back(
     await base.close()
     assert await back.reread() == "step-7", "the connections are the last one's to close"
     await back.close()
+
+
+async def test_a_server_that_lost_an_adapter_is_told_to_load_it_again(
+    remote: Scripted, tmp_path: Path
+) -> None:
+    base = await vllm(remote, routing={"probe_seconds": 0.01})
+    remote.will(document({}))
+    adapted = await base.successor(await base.look_over(adapter_in(tmp_path / "adapter")))
+    prompt = base.tokenizer.render([Message("user", "24?")])
+    lost = refusal(404, "The model does not exist")
+    remote.will(lost, lost, lost, document({}))
+    for _ in range(3):
+        with pytest.raises(EngineError, match="does not exist"):
+            await take(ask(adapted, prompt))
+    (server,) = adapted._fleet.replicas
+    await until(lambda: server.up)
+    loads = [r for r in remote.requests if r["path"] == "/v1/load_lora_adapter"]
+    assert len(loads) == 2 and loads[0] == loads[1]
+    remote.will(events(tokens([6], "stop"), usage(9, 1), DONE), refusal(404, "no such adapter"))
+    assert len(await take(ask(adapted, prompt))) == 1
+    with pytest.raises(EngineError, match="no such adapter"):
+        await adapted.close()
+    assert (server.failures, server.in_a_row) == (3, 0), "no search failed by what was not there"
+    await base.close()
 
 
 async def test_a_remote_policy_takes_nothing_else(remote: Scripted, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 from collections.abc import AsyncIterator
@@ -15,6 +16,7 @@ from server.errors import EngineDead, EngineError
 from server.routing.addresses import lookup, places
 from server.routing.fleet import Fleet
 from server.routing.replica import LONGER, Replica
+from server.routing.route import Route
 from server.types import Load
 from tests.scripted import Scripted, document, free_port, refusal, serving
 from tests.serving import until
@@ -147,6 +149,29 @@ async def test_enough_to_do_and_a_wrong_request_are_no_failures(pair: list[Scrip
         assert (replica.up, replica.failures, replica.requests) == (True, 0, 8)
 
 
+async def test_one_that_lost_the_model_is_left_alone_until_all_is_done_that_it_takes(
+    pair: list[Scripted],
+) -> None:
+    """As a server that started anew lacks an adapter."""
+    told: list[str] = []
+
+    async def tell(replica: Replica) -> None:
+        told.append(replica.name)
+
+    async with fleet(pair[0].url, pair[1].url) as servers:
+        route = Route(servers)
+        first = route.servers()[0]
+        await servers.prepare(tell)
+        told.clear()
+        for server in pair:
+            lost = refusal(404, "no such model")
+            server.will(*[lost if of(servers, server) is first else document(ANSWER)] * 3)
+        for _ in range(3):
+            assert await route.post("/v1/x", {}) == ANSWER
+        assert (first.moved, first.failures) == (3, 3)
+        await until(lambda: told == [first.name] and first.up)
+
+
 async def test_one_that_works_is_ready_for_all(pair: list[Scripted]) -> None:
     async with fleet(pair[0].url, pair[1].url) as servers:
         pair[0].pages["/health"] = refusal(503, "loading")
@@ -154,6 +179,19 @@ async def test_one_that_works_is_ready_for_all(pair: list[Scripted]) -> None:
         pair[1].pages["/health"] = refusal(503, "loading")
         with pytest.raises(EngineDead, match="loading"):
             await servers.check()
+
+
+async def test_one_that_does_not_answer_keeps_no_other_from_being_ready(
+    pair: list[Scripted],
+) -> None:
+    """Whichever of them it is."""
+    async with fleet(pair[0].url, pair[1].url, connect_timeout=60) as servers:
+        for silent, other in (pair, pair[::-1]):
+            silent.pages["/health"], other.pages["/health"] = silent.hanging(), document({})
+            async with asyncio.timeout(10):
+                await servers.check()
+                await silent.dropped.wait()
+        assert [r.up for r in servers.replicas] == [True, True]
 
 
 async def test_what_is_to_be_done_before_one_serves(pair: list[Scripted]) -> None:

@@ -176,7 +176,7 @@ class Adapter:
     async def load(self, replica: Replica) -> None:
         if not self.admits(replica):
             body = {"lora_name": self.name, "lora_path": str(self.folder)}
-            await replica.post(LOAD, body)
+            await replica.upstream.post(LOAD, body)  # it fails no search: the exchange tells
             replica.models |= {self.name}
 
     async def unload(self, replicas: Iterable[Replica]) -> None:
@@ -188,4 +188,4 @@ class Adapter:
 
     async def _unload(self, replica: Replica) -> None:
         replica.models -= {self.name}
-        await replica.post(UNLOAD, {"lora_name": self.name})
+        await replica.upstream.post(UNLOAD, {"lora_name": self.name})

@@ -133,7 +133,8 @@ Prepare = Callable[[Replica], Awaitable[None]]  # what is to be done at a server
 
 
 def _is_failure(error: PonderError) -> bool:
-    """Whether a server did, rather than having enough to do."""
+    """Whether a server did, rather than having enough to do. One that lacks the model did: it is
+    looked at again before it serves."""
     cause = error.__cause__
-    busy = isinstance(cause, Broken) and cause.status < 500
+    busy = isinstance(cause, Broken) and cause.status < 500 and cause.status != 404
     return is_servers_fault(error) and not busy
