@@ -227,6 +227,56 @@ async def test_it_can_be_turned_off() -> None:
         assert (await post(http)).json()["id"] != (await post(http)).json()["id"]
 
 
+# What is only to take up a search.
+
+RESUME = {"x-ponder-resume": "true"}
+
+
+def code(reply: httpx.Response) -> tuple[int, str, str]:
+    return reply.status_code, reply.json()["error"]["code"], reply.headers["x-should-retry"]
+
+
+@pytest.mark.parametrize(("path", "body"), ROUTES)
+async def test_what_takes_up_a_search_finds_it_running_and_ended(path: str, body: Any) -> None:
+    parts = slow()
+    async with connected(parts) as http:
+        gone = asyncio.create_task(http.post(path, json=body, headers=KEY))
+        await until(lambda: parts.engine.requests > 0)
+        gone.cancel()
+        await asyncio.wait({gone})
+        replies = [await http.post(path, json=body, headers=KEY | RESUME) for _ in range(2)]
+    assert [reply.headers[REPEATED] for reply in replies] == ["true", "true"]
+    assert replies[0].content == replies[1].content
+    assert searches(parts) == 1
+
+
+@pytest.mark.parametrize("settings", [{}, {"idempotency": {"enabled": False}}])
+@pytest.mark.parametrize(("path", "body"), ROUTES)
+async def test_what_takes_up_a_search_begins_none(path: str, body: Any, settings: Any) -> None:
+    parts = world(**settings)
+    async with client(parts) as http:
+        reply = await http.post(path, json=body, headers=KEY | RESUME)
+    assert code(reply) == (409, "search_not_known", "false")
+    assert parts.idle
+
+
+async def test_a_search_that_failed_cannot_be_taken_up() -> None:
+    parts = world(engine=Failing(last=1))
+    async with client(parts) as http:
+        assert (await post(http)).status_code == 502
+        assert code(await post(http, KEY | RESUME))[1] == "search_not_known"
+    assert searches(parts) == 1
+
+
+@pytest.mark.parametrize("headers", [RESUME, KEY | {"x-ponder-resume": "yes"}])
+async def test_what_takes_up_a_search_says_which(headers: dict[str, str]) -> None:
+    parts = world()
+    async with client(parts) as http:
+        reply = await post(http, headers)
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "x-ponder-resume")
+    assert parts.idle
+
+
 # What OpenAI's SDKs do by themselves.
 
 
@@ -341,6 +391,22 @@ async def test_an_sdks_retry_finds_its_search_on_another_replica(valkey: Valkey)
                     await asyncio.sleep(0.002)
             reply = await post(second, RETRY)
         assert reply.status_code == 200 and reply.headers[REPEATED] == "true"
+        assert searches(one, other) == 1 and other.idle
+
+
+async def test_a_search_is_taken_up_on_another_replica(valkey: Valkey) -> None:
+    engine = half_a_second()
+    async with replica(valkey, engine=engine) as one, replica(valkey) as other:
+        async with connected(one) as first, connected(other) as second:
+            assert code(await post(second, KEY | RESUME))[1] == "search_not_known"
+            sending = asyncio.create_task(post(first))
+            await until(lambda: engine.requests > 0)
+            taken_up = await post(second, KEY | RESUME)
+            assert taken_up.content == (await sending).content
+            valkey.kill()
+            away = await post(second, {"idempotency-key": "other", **RESUME})
+        # It may be one of Redis's: that cannot be known now.
+        assert (away.status_code, away.json()["error"]["code"]) == (503, "state_unavailable")
         assert searches(one, other) == 1 and other.idle
 
 

@@ -11,6 +11,7 @@ from starlette.types import Receive
 from server.api.body import read_body
 from server.api.chat_reply import ChatCompletion, Reply
 from server.api.chat_schema import ChatRequest, SearchFields
+from server.api.deadline import within
 from server.api.docs import takes
 from server.api.effort import strategy_for
 from server.api.follow import Told, follow
@@ -44,6 +45,7 @@ def routes(parts: Parts) -> APIRouter:
 
         async def make(receive: Receive) -> Response:
             ask = await prepared(parts, asked, request.state.tenant)
+            ask = within(ask, request.headers)
             policy = parts.service.models.policy
             reply = Reply(asked, ask, policy.tokenizer, policy.version)
             told = tells(request)

@@ -3,7 +3,8 @@
 - With an `Idempotency-Key`, which is the API key's own: while the first runs, the second joins it
   or, on another replica, waits for its end; after that it gets the stored reply. A stream is read
   from its beginning. Another body under the same key is refused. The search goes on for a while
-  without its client.
+  without its client. With `x-ponder-resume: true` beside the key the request takes up its first
+  search or is refused; it never begins one.
 - OpenAI's SDKs send no such key. They say that a request is a retry (`x-stainless-retry-count`),
   and it is the same to the byte: it joins a search whose client hung up before a reply began. So
   an SDK's search, too, goes on for a moment without its client. A retry after an error is a request
@@ -33,6 +34,7 @@ from server.metrics import Metrics
 from server.state.replies import Replies, State
 from server.state.settings import IdempotencySettings
 
+RESUME = "x-ponder-resume"
 KEY = re.compile(r"[\x21-\x7e]{1,255}")
 POLL = 0.1  # seconds between looks at what runs on another replica
 
@@ -49,6 +51,13 @@ class NotKept(BadRequest):
 
     status = 409
     code = "reply_not_kept"
+
+
+class NotKnown(BadRequest):
+    """There is no search to be taken up."""
+
+    status = 409
+    code = "search_not_known"
 
 
 class Once:
@@ -75,6 +84,9 @@ class Once:
                 raise
             if isinstance(found, Response):
                 return found
+            if sent.resumes:
+                self._metrics.repeated("refused")
+                raise NotKnown("the search to be taken up is not known here; none was begun")
             store = found
         recording = self._runs.start(sent, owner, make, request.scope, store)
         return Recorded(recording, repeated=False)
@@ -86,7 +98,10 @@ class Once:
         """None: it is like no other."""
         key = request.headers.get("idempotency-key")
         count = request.headers.get("x-stainless-retry-count")
+        resumes = _resumes(request)
         if not self._settings.enabled:
+            if resumes:
+                raise NotKnown("this server keeps no searches to be taken up (idempotency.enabled)")
             return None
         if key is not None and not KEY.fullmatch(key):
             raise BadRequest("Idempotency-Key must be 1 to 255 visible ASCII characters")
@@ -95,7 +110,8 @@ class Once:
         body = sha256(request.url.path.encode() + b"\n" + await request.body()).hexdigest()
         whose = json.dumps([request.state.tenant, key, None if key else body])
         name = sha256(whose.encode()).hexdigest()
-        return Sent(name, body, by_key=key is not None, retry=count not in (None, "0"))
+        retry = count not in (None, "0")
+        return Sent(name, body, by_key=key is not None, retry=retry, resumes=resumes)
 
     async def _earlier(self, sent: Sent, owner: str) -> Response | Replies | None:
         """The first request's reply; or where this one was begun as the first; or None, if it is
@@ -131,3 +147,13 @@ class Once:
     def _refuse(self) -> NoReturn:
         self._metrics.repeated("refused")
         raise Conflict("this Idempotency-Key was used for another request: use a new one")
+
+
+def _resumes(request: Request) -> bool:
+    """Whether the request only takes up what was begun. Raises `BadRequest`."""
+    given = request.headers.get(RESUME)
+    if given not in (None, "true"):
+        raise BadRequest(f"the header '{RESUME}' must be true, or left out", param=RESUME)
+    if given and "idempotency-key" not in request.headers:
+        raise BadRequest(f"the header '{RESUME}' needs an Idempotency-Key", param=RESUME)
+    return given is not None

@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.types import Receive
 
 from server.api.body import read_body
+from server.api.deadline import within
 from server.api.docs import takes
 from server.api.follow import Told, follow
 from server.api.parts import Parts
@@ -45,6 +46,7 @@ def routes(parts: Parts) -> APIRouter:
 
         async def make(receive: Receive) -> Response:
             ask = await prepared(parts, asked, request.state.tenant)
+            ask = within(ask, request.headers)
             reply_id, told = f"reason-{uuid4().hex}", tells(request)
             if asked.stream:
                 return streamed(parts, asked, ask, reply_id, told)

@@ -26,6 +26,7 @@ class Sent:
     request: str  # of its path and its body
     by_key: bool  # else it was recognized as an SDK's
     retry: bool
+    resumes: bool = False  # takes up what was begun, and begins nothing
 
 
 @dataclass(eq=False, slots=True)
@@ -63,15 +64,18 @@ class Runs:
         return run
 
     async def ask(self, sent: Sent, owner: str) -> tuple[Replies, Found]:
-        """Begin it or, where only a retry would have joined it, look for the first.
+        """Begin it or, where it only joins what was begun, look for that.
 
-        While Redis is away a key holds within this process.
+        While Redis is away a key holds within this process. Raises `StateError` for one that
+        resumes, whose search may be there.
         """
         if self.shared is not None:
             kept = await self.local.look(sent.key, sent.request)
             if kept.state is not State.NONE:  # from when it was away
                 return self.local, kept
-        if sent.by_key:
+        if sent.resumes and self.shared is not None:
+            return self.shared, await self.shared.look(sent.key, sent.request)
+        if sent.by_key and not sent.resumes:
             return await self._begin(sent, owner)
         if self.shared is not None:
             with suppress(StateError):
