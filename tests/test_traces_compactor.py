@@ -125,6 +125,28 @@ async def test_who_died_before_it_acknowledged(valkey: Valkey, tmp_path: Path) -
     assert await left(valkey) == (0, 0, 0, 0)
 
 
+@pytest.mark.parametrize("died", [False, True], ids=["at once", "by a second one"])
+async def test_a_redis_that_comes_back_as_it_was_before(
+    valkey: Valkey, tmp_path: Path, died: bool
+) -> None:
+    """From a backup, say: what it has again begins like a batch that is in the archive, and is a
+    part of it."""
+    await fill(valkey, *range(3))
+    async with connected(valkey) as connection:
+        redis = connection.redis
+        backup = {key: await redis.dump(key) or b"" for key in await redis.keys()}
+        await fill(valkey, 3, 4)
+        await compacted(valkey, tmp_path)
+        for key, value in backup.items():
+            await redis.restore(key, 0, value, replace=True)
+        if died:
+            assert len(await (await consumer(connection)).fresh(3)) == 3
+    done = await turn(valkey, tmp_path)
+    assert done is not None and (done.entries, done.traces, done.again) == (3, 0, 3)
+    assert ids(tmp_path) == names(5)
+    assert await left(valkey) == (0, 0, 0, 0)
+
+
 async def test_who_was_only_slow(valkey: Valkey, tmp_path: Path) -> None:
     """It reads on, then finds that its batch is not what it thought, and leaves it."""
     await fill(valkey, *range(10))

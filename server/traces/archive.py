@@ -45,11 +45,7 @@ SKEW = timedelta(hours=1)  # by which a replica's clock may be ahead of Redis's
 
 def batch_name(first: str, last: str) -> str:
     """The X of the batch whose first and last entry these are."""
-    return f"{batch_prefix(first)}{_stamp(last)}"
-
-
-def batch_prefix(first: str) -> str:
-    return f"{_stamp(first)}-"
+    return f"{_stamp(first)}-{_stamp(last)}"
 
 
 def _stamp(entry: str) -> str:
@@ -140,11 +136,11 @@ class Archive:
         """Of the traces in a file."""
         return {i for table in self._open([name]) for i in table.ids.to_pylist()}
 
-    def holding(self, trace_ids: Iterable[str], since: datetime, besides: str) -> set[str]:
-        """Which of these traces, none of them older than `since`, are in files of other batches
-        than those whose names begin with `besides`."""
+    def holding(self, trace_ids: Iterable[str], since: datetime, besides: str | None) -> set[str]:
+        """Which of these traces, none of them older than `since`, are in files other than
+        `besides`."""
         wanted, held = pa.array(list(trace_ids)), set[str]()
-        names = [n for n in self._newest_first() if not n.startswith(besides)]
+        names = [n for n in self._newest_first() if n != besides]
         for table in self._open(n for n in names if _may_hold(n, since)):
             if table.newest >= since:
                 held.update(wanted.filter(pc.is_in(wanted, table.ids)).to_pylist())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from server.errors import TraceError
 from server.traces import feedback
-from server.traces.archive import Archive, batch_name, batch_prefix
+from server.traces.archive import Archive, batch_name
 from server.traces.codec import check, decode
 from server.traces.feedback_log import PREFIX
 from server.traces.feedback_log import SUFFIX as LINES
@@ -24,15 +24,17 @@ REFUSED = "refused-"
 
 class Batch:
     """Fills a temporary `folder`, page by page, and publishes what is in it. Its methods block;
-    as a context manager it closes what is open."""
+    as a context manager it closes what is open. `held` are its entries where they were given out
+    before: then its own file may be there."""
 
-    def __init__(self, folder: Path, archive: Archive):
+    def __init__(self, folder: Path, archive: Archive, held: Sequence[str] = ()):
         self.entries: list[str] = []
         self.traces: list[tuple[str, str]] = []  # ids, each with its entry
         self.records: list[tuple[str, bytes]] = []  # lines of feedback, each after its trace's id
         self.refused: list[bytes] = []  # lines on entries that cannot be read
         self.again = 0
         self._folder, self._archive = folder, archive
+        self._own = f"{batch_name(held[0], held[-1])}{SUFFIX}" if held else None
         self._out: TableWriter | None = None
         self._ids: set[str] = set()  # of what was written
 
@@ -82,13 +84,13 @@ class Batch:
             return None
 
     def _new(self, traces: Sequence[Trace]) -> list[Trace]:
-        """Those that are in no other batch's file, each once."""
+        """Those that are in no other batch's file, each once. A batch that begins with the same
+        entry may be another one: in a Redis that has come back as it was before that one."""
         if not traces:
             return []
         since = min(trace.created_at for trace in traces)
         ids = [trace.trace_id for trace in traces]
-        own = batch_prefix(self.entries[0])
-        known = self._ids | self._archive.holding(ids, since, besides=own)
+        known = self._ids | self._archive.holding(ids, since, besides=self._own)
         new = {t.trace_id: t for t in traces if t.trace_id not in known}
         self.again += len(traces) - len(new)
         return list(new.values())

@@ -104,14 +104,14 @@ class Compactor:
         """One batch, if one is due. Raises `StateError` and `TraceError`; the batch stays pending
         then."""
         await self._consumer.join()
-        held = await self._consumer.pending() or await self._consumer.take_over(
-            self._settings.claim_seconds
-        )
+        held = await self._consumer.pending()
+        if not held and await self._consumer.take_over(self._settings.claim_seconds):
+            held = await self._consumer.pending()
         if not held and not await self._is_due(at_once):
             return None
         began = perf_counter()
         with TemporaryDirectory(prefix="ponder-compact-") as folder:
-            done = await self._batch(Batch(Path(folder), self._archive), held=bool(held))
+            done = await self._batch(Batch(Path(folder), self._archive, held), held=bool(held))
         if done.entries:
             log.info("%s in %.1f s", done, perf_counter() - began)
         return done
