@@ -14,8 +14,11 @@ from server.settings import load_settings
 from server.sources import SettingsError
 from server.state.connection import Connection
 from server.traces import NoTraces
+from server.traces.index import Index
 from server.traces.local import LocalStore
 from server.traces.shared import SharedStore, make_store
+from server.traces.shipper import ROWS, Shipper
+from server.traces.stream import TraceStream, said_key
 from server.traces.summary import Wanted
 from tests.serving import USER, client, world
 from tests.sharing import (
@@ -272,6 +275,28 @@ async def test_feedback_while_redis_is_away(valkey: Valkey, tmp_path: Path) -> N
         await until(shipped(one, 2))
         trace = await two.get("t0001")
         assert trace is not None and trace.outcome == 1.0
+
+
+async def test_a_round_asks_for_some_feedback_and_the_next_one_for_other(
+    valkey: Valkey, tmp_path: Path
+) -> None:
+    """So that no command grows with what waits, and nothing that stays is in the way."""
+    async with connected(valkey) as connection:
+        redis, stream = connection.redis, TraceStream(connection)
+        shipper = Shipper(Index(tmp_path), stream, 1.0)
+        for number in range(2 * ROWS):
+            await shipper.add_feedback(said(number, outcome=1.0))
+        for _ in range(2):
+            await shipper.round()
+        await redis.zremrangebyrank(said_key(stream.key), -ROWS, -1)  # compacted
+        await redis.config_set("slowlog-log-slower-than", 0)
+        for _ in range(2):
+            await shipper.round()
+        assert len(files(tmp_path, "feedback-*")) == ROWS
+        asked = [e["command"] for e in await redis.slowlog_get(1000)]
+        # Of a long command the log has 31 words, and how many more there are.
+        words = [31 + int(c.split(b"... (")[1].split()[0]) for c in asked if b"ZMSCORE" in c]
+        assert words == [2 + ROWS] * 2
 
 
 async def test_the_routes_of_two_gateways(valkey: Valkey, tmp_path: Path) -> None:

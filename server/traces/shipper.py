@@ -12,6 +12,7 @@ import asyncio
 import logging
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from server.errors import PonderError, StateError, TraceError
@@ -23,7 +24,7 @@ from server.traces.spool import Segment, sync_folder
 from server.traces.stream import TraceStream
 
 log = logging.getLogger(__name__)
-ROWS, BYTES = 64, 1 << 20  # traces of one command: so many, and no more once it has so many bytes
+ROWS, BYTES = 64, 1 << 20  # of one command: traces or records, and bytes after which none follows
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class Shipper:
         self._busy = asyncio.Lock()
         self._run = ""  # the server, as it was when it was seen to have what follows
         self._sent: dict[Path, int] = {}  # rows of segments
-        self._said: set[Path] = set()
+        self._said: dict[Path, None] = {}  # whose turn it is to be asked for, the next one first
         self._records: dict[Path, tuple[str, bytes]] = {}  # files of feedback
         self._complaint = ""
 
@@ -89,7 +90,7 @@ class Shipper:
             self.unshipped = sum(part.rows - self._sent.get(part.segment.path, 0) for part in parts)
             run, self.streamed = await self._stream.run()
             if run != self._run:
-                self._run, self._sent, self._said = run, {}, set()
+                self._run, self._sent, self._said = run, {}, {}
             for part in parts:
                 await self._ship(part)
             await self._say()
@@ -101,7 +102,7 @@ class Shipper:
         self._records[path] = record = (feedback.trace_id, written(feedback))
         with suppress(StateError):  # then a later round does it
             await self._stream.say([record])
-            self._said.add(path)
+            self._said[path] = None
 
     def _parts(self) -> list[Part]:
         """The segments that are this replica's: its own, and those that a dead one left."""
@@ -127,7 +128,7 @@ class Shipper:
         new = [path for path in self._records if path not in self._said][:ROWS]
         if new:
             await self._stream.say([self._records[path] for path in new])
-            self._said.update(new)
+            self._said |= dict.fromkeys(new)
 
     async def _settle(self, parts: list[Part]) -> None:
         """Delete what is compacted, the oldest first."""
@@ -136,15 +137,22 @@ class Shipper:
             if not part.closed or not await self._is_compacted(ids):
                 break
             await asyncio.to_thread(self._discard, part.segment.path)
-        said = sorted(self._said)
+        said = list(islice(self._said, ROWS))
         if said:
-            standing = await self._stream.says([self._records[path] for path in said])
-            if standing.run == self._run:
-                gone = [p for p, there in zip(said, standing.present, strict=True) if not there]
-                await asyncio.to_thread(_delete, gone)
-                for path in gone:
-                    self._said.discard(path)
-                    del self._records[path]
+            await self._settle_records(said)
+
+    async def _settle_records(self, said: list[Path]) -> None:
+        """The same of feedback; what is left goes to the end, for it may never be compacted."""
+        standing = await self._stream.says([self._records[path] for path in said])
+        if standing.run != self._run:
+            return
+        gone = [p for p, there in zip(said, standing.present, strict=True) if not there]
+        await asyncio.to_thread(_delete, gone)
+        for path in said:
+            del self._said[path]
+        self._said |= dict.fromkeys(path for path in said if path not in gone)
+        for path in gone:
+            del self._records[path]
 
     async def _is_compacted(self, ids: list[str]) -> bool:
         """They were in the stream of this server, and are not there any more."""
