@@ -133,7 +133,7 @@ async def test_what_was_never_held_gives_nothing_back(
 async def test_what_was_held_elsewhere_is_taken_once(replicas: dict[str, list[Ledger]]) -> None:
     quota, who = Quota(tokens_per_day=100), tenant()
     for ledger in replicas["redis"]:
-        await ledger.settle(who, quota, "local", 30, owed=True)
+        await ledger.settle(who, quota, "local", 30)
     assert (await replicas["redis"][0].hold(who, quota, "more", 90, 60)).taken.day == 30
 
 

@@ -47,12 +47,10 @@ class Ledger(Protocol):
         """
         ...
 
-    async def settle(
-        self, tenant: str, quota: Quota, hold: str, used: int, *, owed: bool = False
-    ) -> None:
+    async def settle(self, tenant: str, quota: Quota, hold: str, used: int) -> None:
         """End a hold, once: what it did not use is given back, and what it used beyond is taken.
 
-        `owed`: it was held elsewhere, and all that it used is taken here.
+        Of one that is not known, for it was held elsewhere or is forgotten, all that it used is.
         """
         ...
 
@@ -94,7 +92,7 @@ class Account:
 
     def settle(self, quota: Quota, name: str, used: int) -> None:
         if name not in self.holds:
-            return
+            return  # settled: nothing is forgotten here
         day, tokens = self.holds.pop(name)
         self.held -= tokens
         self.tokens += used if quota.tokens_per_minute is not None else 0
@@ -129,9 +127,7 @@ class MemoryLedger:
         granted = account.hold(quota, hold, tokens)
         return Verdict(granted, account.taken())
 
-    async def settle(
-        self, tenant: str, quota: Quota, hold: str, used: int, *, owed: bool = False
-    ) -> None:
+    async def settle(self, tenant: str, quota: Quota, hold: str, used: int) -> None:
         self._account(tenant, quota).settle(quota, hold, used)
 
     def learn(self, tenant: str, quota: Quota, taken: Taken) -> None:

@@ -2,7 +2,7 @@
 
 PREFIXquota:TENANT is a hash (at, requests, tokens, held, day, used), PREFIXquota:TENANT:holds a
 sorted set of what is held, by the second in which its replica is taken for dead, and
-PREFIXquota:TENANT:HOLD what one search holds of a day.
+PREFIXquota:TENANT:HOLD what one search holds of a day, or for a day that it has settled.
 """
 
 from __future__ import annotations
@@ -81,10 +81,10 @@ return {{granted, text(requests), text(tokens + held), whole(used), text(now)}}
 )
 SETTLE = (
     ACCOUNT
-    + """
-local spent, owed = tonumber(ARGV[5]), ARGV[6] == '1'
+    + f"""
+local spent = tonumber(ARGV[5])
 local had = redis.call('GET', hold)
-if had == 'settled' or not (had or owed) then return 0 end
+if had == 'settled' then return 0 end
 if had then
   local day, amount = string.match(had, '(%d+):(%d+)')
   if redis.call('ZREM', holds, name .. ':' .. amount) == 1 then
@@ -97,7 +97,7 @@ else
   used = used + spent
 end
 keep()
-redis.call('SET', hold, 'settled', 'EX', 3600)
+redis.call('SET', hold, 'settled', 'EX', {DAY})
 return 1
 """
 )
@@ -110,6 +110,11 @@ class RedisLedger:
         self._connection = connection
         self._hold, self._settle = (_script(connection.redis, text) for text in (HOLD, SETTLE))
 
+    @property
+    def up(self) -> bool:
+        """Whether Redis is asked at all, or known to be away."""
+        return self._connection.up
+
     async def hold(
         self, tenant: str, quota: Quota, hold: str, tokens: int, seconds: float
     ) -> Verdict:
@@ -118,10 +123,8 @@ class RedisLedger:
         requests, of_minute, of_day, now = map(float, taken)
         return Verdict(bool(granted), Taken(requests, of_minute, int(of_day), now))
 
-    async def settle(
-        self, tenant: str, quota: Quota, hold: str, used: int, *, owed: bool = False
-    ) -> None:
-        await self._run(self._settle, tenant, quota, hold, used, int(owed))
+    async def settle(self, tenant: str, quota: Quota, hold: str, used: int) -> None:
+        await self._run(self._settle, tenant, quota, hold, used)
 
     async def _run(
         self, script: AsyncScript, tenant: str, quota: Quota, hold: str, *args: float

@@ -52,13 +52,8 @@ class Hold:
     tokens: int
     seconds: float  # after which whoever holds it is taken for dead
     ledger: Ledger | None = None  # that it was held in; None: in none
+    asked: bool = False  # Redis may have it, whether it said so or not
     used: int = 0  # tokens; whoever searches says so
-
-
-@dataclass(frozen=True, slots=True)
-class Owed:
-    hold: Hold
-    elsewhere: bool  # held in this process, not in Redis
 
 
 class Quotas:
@@ -76,7 +71,7 @@ class Quotas:
         self._own = {k.tenant: k.quota.over(self._default) for k in keys if k.quota is not None}
         self._local = MemoryLedger()
         self._shared = RedisLedger(connection) if connection else None
-        self._owed: deque[Owed] = deque()
+        self._owed: deque[Hold] = deque()
         self._tasks: set[asyncio.Task[Any]] = set()
         if connection is not None:
             connection.listeners.append(self._turned)
@@ -130,6 +125,7 @@ class Quotas:
     async def _ask(self, hold: Hold) -> Verdict | None:
         """None: it may, and nobody counts."""
         if self._shared is not None:
+            hold.asked = self._shared.up  # else it is not even sent
             try:
                 verdict = await _held(self._shared, hold)
             except StateError:
@@ -155,25 +151,22 @@ class Quotas:
             return
         if hold.ledger is not None and hold.ledger is not self._shared:
             await hold.ledger.settle(hold.tenant, hold.quota, hold.name, hold.used)
-        if self._shared is None:
+        if self._shared is None or not (hold.asked or hold.used):
             return
-        paid = await self._pay(Owed(hold, hold.ledger is not self._shared))
+        paid = await self._pay(hold)
         if paid and self._owed:  # as when it was full, and never away
             self._soon(self.pay())
 
-    async def _pay(self, owed: Owed) -> bool:
+    async def _pay(self, hold: Hold) -> bool:
         """Whether it was taken there; else it is owed."""
-        hold = owed.hold
         assert self._shared is not None
         try:
-            await self._shared.settle(
-                hold.tenant, hold.quota, hold.name, hold.used, owed=owed.elsewhere
-            )
+            await self._shared.settle(hold.tenant, hold.quota, hold.name, hold.used)
         except StateError:
             if len(self._owed) >= MOST_OWED:
                 self._owed.popleft()
                 log.error("more than %d searches are owed to Redis: one is forgotten", MOST_OWED)
-            self._owed.append(owed)
+            self._owed.append(hold)
             return False
         return True
 
