@@ -14,6 +14,7 @@ from server.settings import load_settings
 from server.sources import SettingsError
 from server.state.connection import Connection
 from server.traces import NoTraces
+from server.traces.feedback_log import write_apart
 from server.traces.index import Index
 from server.traces.local import LocalStore
 from server.traces.shared import SharedStore, make_store
@@ -275,6 +276,17 @@ async def test_feedback_while_redis_is_away(valkey: Valkey, tmp_path: Path) -> N
         await until(shipped(one, 2))
         trace = await two.get("t0001")
         assert trace is not None and trace.outcome == 1.0
+
+
+async def test_a_file_of_feedback_that_cannot_be_read_keeps_nothing_waiting(
+    valkey: Valkey, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_apart(tmp_path, said(1, outcome=1.0))
+    (tmp_path / "feedback-0.ndjson").mkdir()
+    async with replica(valkey, tmp_path) as one:
+        put(one, 1)
+        await until(shipped(one, 2))
+    assert "Is a directory" in caplog.text
 
 
 async def test_a_round_asks_for_some_feedback_and_the_next_one_for_other(

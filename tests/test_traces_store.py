@@ -126,6 +126,18 @@ async def test_full_segments_are_compacted(tmp_path: Path) -> None:
     assert list(compact.read(tmp_path)) == traces
 
 
+async def test_compaction_goes_on_after_there_could_be_no_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", "x" * (1 << 18))  # longer than Linux starts any with
+    async with running(tmp_path, compact_rows=1) as store:
+        store.put(make_trace("a"))
+        await until(lambda: "Argument list too long" in caplog.text)
+        monkeypatch.delenv("PYTHONPATH")
+        await until(lambda: len(tables(tmp_path)) == 1 and not segments(tmp_path))
+        assert ids(await store.list()) == ["a"]
+
+
 async def test_start_compacts_what_a_crash_left(tmp_path: Path) -> None:
     segment = write_segment(tmp_path, [make_trace("a")], tail=b'{"torn')
     async with running(tmp_path) as store:

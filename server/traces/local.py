@@ -26,7 +26,7 @@ from server.traces.feedback import Feedback
 from server.traces.index import Index
 from server.traces.pending import Pending
 from server.traces.schema import Trace
-from server.traces.spooler import Spooler
+from server.traces.spooler import RETRY_SECONDS, Spooler
 from server.traces.summary import ALL, Summary, Wanted
 
 log = logging.getLogger(__name__)
@@ -125,12 +125,20 @@ class LocalStore:
         while True:
             await self._due.wait()
             self._due.clear()
-            await compact_apart(self._folder)
-            await asyncio.to_thread(self._index.refresh)
+            try:
+                await compact_apart(self._folder)
+                await asyncio.to_thread(self._index.refresh)
+            except OSError as error:  # no process to be had, say: later there may be
+                log.error("compacting %s: %s; trying again", self._folder, error)
+                self._due.set()
+                await asyncio.sleep(RETRY_SECONDS)
 
 
 async def compact_apart(folder: Path) -> None:
-    """Compact a folder in a process of its own; cancelling kills it, which loses nothing."""
+    """Compact a folder in a process of its own; cancelling kills it, which loses nothing.
+
+    Raises `OSError` if there can be no such process.
+    """
     command = ["-m", "server.traces.cli", "compact", "--folder", str(folder), "--nice", NICE]
     root = str(Path(server.__file__).parents[1])
     paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))

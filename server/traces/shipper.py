@@ -182,12 +182,12 @@ def _delete(paths: list[Path]) -> None:
 
 
 def _records_in(folder: Path) -> dict[Path, tuple[str, bytes]]:
-    """The files of feedback that an earlier process left."""
+    """The files of feedback that an earlier process left; what cannot be read stays."""
     found: dict[Path, tuple[str, bytes]] = {}
     for path in sorted(folder.glob(f"{PREFIX}*{SUFFIX}")):
         try:
             record = read_apart(path)
-        except TraceError as error:
+        except (TraceError, OSError) as error:
             log.error("%s", error)
         else:
             found[path] = (record.trace_id, written(record))

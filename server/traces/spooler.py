@@ -18,7 +18,7 @@ from server.traces.summary import Summary
 
 log = logging.getLogger(__name__)
 BATCH = 64  # traces between two looks at the queue, and at the clock
-RETRY_SECONDS = 1.0  # after the disk failed
+RETRY_SECONDS = 1.0  # after the disk or the system failed
 
 
 class Spooler(Thread):
