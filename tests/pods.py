@@ -6,6 +6,7 @@ A folder's name is the version of the weights in it; one that begins with `bad` 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -35,6 +36,9 @@ class FakeVllm:
     load_seconds: float = 0.02
     fails: bool = False  # the next exchange
     exchanges: int = 0
+    refuses: set[str] = field(default_factory=set)
+    may_look: threading.Event = field(default_factory=threading.Event)
+    compared: list[tuple[str, str]] = field(default_factory=list)  # new weights, and those served
     dead: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def generate(self) -> dict[str, str]:
@@ -54,14 +58,18 @@ class FakeVllm:
         self.loaded = found.version
         self.exchanges += 1
 
+    def __post_init__(self) -> None:
+        self.may_look.set()
+
+    def look_over(self, folder: Path, serving: Path) -> Checkpoint:
+        assert self.may_look.wait(20)
+        self.compared.append((folder.name, serving.name))
+        if folder.name.startswith("bad") or folder.name in self.refuses:
+            raise BadWeights(f"{folder.name} is bad")
+        return Checkpoint(folder, folder.name, "fake", {})
+
     def die(self) -> None:
         self.dead.set()
-
-
-def looked_over(folder: Path) -> Checkpoint:
-    if folder.name.startswith("bad"):
-        raise BadWeights(f"{folder.name} is bad")
-    return Checkpoint(folder, folder.name, "fake", {})
 
 
 def pod_of(
@@ -72,7 +80,7 @@ def pod_of(
         vllm.loaded,
         Path(vllm.loaded),
         promotions,
-        look_over=looked_over,
+        look_over=vllm.look_over,
         exchange=vllm.exchange,
         die=vllm.die,
         seconds=seconds,

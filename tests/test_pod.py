@@ -66,6 +66,15 @@ async def test_what_is_promoted_is_served_and_told(tmp_path: Path) -> None:
         assert (await client.generate()).json() == {"version": "v1"}
 
 
+async def test_what_is_promoted_is_compared_with_what_is_served_then(tmp_path: Path) -> None:
+    """The folder that it started from may be gone by then."""
+    async with one(tmp_path) as (it, _):
+        for hours, version in enumerate(("v1", "v2")):
+            publish(tmp_path, version, at=NOON + hours * HOUR)
+            await until(lambda version=version: it.pod.version == version)  # type: ignore[misc]
+        assert it.vllm.compared == [("v1", "v0"), ("v2", "v1")]
+
+
 async def test_not_while_somebody_holds_what_is_served(tmp_path: Path) -> None:
     async with one(tmp_path) as (it, client):
         assert (await client.hold("v0")).held and (await client.hold("v0", holder="you")).held
@@ -152,8 +161,23 @@ async def test_what_cannot_be_served_is_refused_and_said(
         assert (word.version, word.coming) == ("v0", None)
         assert word.refused == {"bad1": "bad1 is bad"}
         assert len([r for r in caplog.records if "bad1" in r.message]) == 1
-        publish(tmp_path, "v1", at=NOON + HOUR)
+        promote(tmp_path / "policy" / "bad1", NOON + HOUR)
+        assert (await client.word()).refused == {"bad1": "bad1 is bad"}
+        publish(tmp_path, "v1", at=NOON + 2 * HOUR)
         await until(lambda: it.pod.version == "v1")
+
+
+async def test_what_is_promoted_again_is_refused_no_more_if_it_can_be_served(
+    tmp_path: Path,
+) -> None:
+    async with one(tmp_path, FakeVllm(refuses={"v1"})) as (it, client):
+        folder = publish(tmp_path, "v1")
+        await client.hold("v0")
+        assert (await client.word()).refused == {"v1": "v1 is bad"}
+        it.vllm.refuses.clear()
+        promote(folder, NOON + HOUR)
+        word = await client.word()
+        assert (word.coming, word.refused) == ("v1", {})
 
 
 async def test_what_is_called_back_while_it_waits_does_not_come(tmp_path: Path) -> None:

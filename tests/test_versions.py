@@ -14,6 +14,7 @@ import pytest
 
 from server.engines import HttpSettings
 from server.errors import EngineDead, EngineError
+from server.handover.held import Held
 from server.promotions import Promotions
 from server.routing.fleet import Fleet
 from server.routing.route import Route
@@ -214,6 +215,53 @@ async def test_what_the_servers_refuse_is_not_gone_to(tmp_path: Path) -> None:
         await asyncio.gather(*(s.pod.look() for s in it.servers))
         (way,) = it.gateways
         assert await way.versions.coming() == "v0"
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_a_server_that_refuses_keeps_no_other_from_going_over(
+    tmp_path: Path, known: bool
+) -> None:
+    """It would be the first to be let go. It serves those that stay, though its refusal may be
+    known only after it was let go."""
+    async with world(tmp_path, 2, 1) as it:
+        (way,) = it.gateways
+        first, second = sorted(it.servers, key=lambda server: server.url)
+        first.vllm.refuses.add("v1")
+        long = asyncio.create_task(way.search(steps=60, pause=0.01))
+        await until(lambda: way.open.get("v0", 0) == 1)
+        if not known:
+            first.vllm.may_look.clear()
+        publish(tmp_path, "v1")
+        await second.pod.look()
+        if known:
+            await first.pod.look()
+        async with asyncio.timeout(20):
+            going = asyncio.create_task(way.follow())
+            if not known:
+                held = way.versions._handover
+                await until(lambda: [s.name in first.url for s in held.serve("v0")] == [False])
+                first.vllm.may_look.set()
+            await going
+        assert (first.pod.version, second.pod.version, way.version) == ("v0", "v1", "v1")
+        await way.search()
+        await long
+        assert sorted(way.done) == ["v0", "v1"]
+
+
+async def test_a_server_that_was_never_held_is_asked_by_no_search(tmp_path: Path) -> None:
+    """Its requests would carry no pin, and be answered by whatever it serves by then."""
+    async with running(Promotions(tmp_path)) as server:
+        settings = HttpSettings(url=server.url, model=MODEL)
+        fleet = Fleet(settings, error=EngineError, dead=EngineDead)
+        await fleet.start()
+        held = Held(fleet.replicas[0])
+        await held.ask()
+        assert held.word is not None and held.word.version == "v0" and not held.serves("v0")
+        await held.hold("v0")
+        assert held.serves("v0")
+        held.version = None  # lost
+        assert held.serves("v0"), "it is pinned"
+        await fleet.close()
 
 
 async def test_a_single_server_takes_a_drain(tmp_path: Path) -> None:

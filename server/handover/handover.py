@@ -1,7 +1,8 @@
 """The servers of one model, on their way from one version of its weights to the next.
 
     the servers say that v2 is coming     each waits until nobody holds v1 there
-    `go`: the first half is let go        searches on v1 go on at the others
+    `go`: the first half is let go        searches on v1 go on at the others, and at those that
+                                          refuse v2
     one of them serves v2                 from now on searches begin with v2, where it is served
     the last search on v1 has ended       `finish`: the other half is let go, and joins
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
@@ -27,7 +28,7 @@ PATIENCE = 900.0  # seconds that the first server may take to serve what was sai
 LAST = 5.0  # seconds to let go of all at the end
 NEVER = datetime.min.replace(tzinfo=UTC)
 log = logging.getLogger(__name__)
-Letting = list[asyncio.Task[bool]]  # servers go; whether they could be told
+Letting = dict[Held, asyncio.Task[bool]]  # servers go; whether they could be told
 
 
 class Handover:
@@ -102,14 +103,10 @@ class Handover:
         `EngineError` if none is to serve it any more, or if those that were to go over first are
         gone, and goes on as it was."""
         before, self.version = self.version, version
-        now = self.serve(before)
-        letting: Letting = []
         try:
             await self._renew()
-            if not self.serve(version):
-                letting = self._let_go(now[: (len(now) + 1) // 2])
             async with patient(f"{version} was not served"):
-                await self._served(version, letting)
+                await self._served(version, before)
         except BaseException:
             self.version = before
             await self._renew()
@@ -130,8 +127,8 @@ class Handover:
             await asyncio.wait(self._letting, timeout=LAST)
 
     def _let_go(self, servers: Sequence[Held]) -> Letting:
-        letting = [asyncio.create_task(self._let_one_go(server)) for server in servers]
-        for task in letting:
+        letting = {server: asyncio.create_task(self._let_one_go(server)) for server in servers}
+        for task in letting.values():
             self._letting.add(task)
             task.add_done_callback(self._letting.discard)
         return letting
@@ -148,17 +145,26 @@ class Handover:
             self._going.discard(server)
         return True
 
-    async def _served(self, version: str, letting: Letting) -> None:
+    async def _served(self, version: str, before: str) -> None:
+        letting: Letting = {}
         while not self.serve(version):
+            if all(server.refuses(version) for server in letting):
+                letting = await self._let_half_go(version, before, letting)
             await asyncio.sleep(self._poll)
             await self._renew()
             words = [s.word for s in self.servers if s.word is not None]
             if not self._going and not any(word.goal == version for word in words):
                 said = "; ".join(w.refused[version] for w in words if version in w.refused)
                 raise EngineError(f"no server is to serve {version} any more {said}".rstrip())
-            if letting and all(task.done() and not task.result() for task in letting):
+            if letting and all(task.done() and not task.result() for task in letting.values()):
                 # The others are held by us: it would be waited for in vain.
                 raise EngineError(f"the servers that were to go over to {version} first are gone")
+
+    async def _let_half_go(self, version: str, before: str, refusing: Iterable[Held]) -> Letting:
+        """Of those that do not refuse it. Those that were let go and do are held as before."""
+        await asyncio.gather(*(self._renew_one(server, before) for server in refusing))
+        willing = [server for server in self.serve(before) if not server.refuses(version)]
+        return self._let_go(willing[: (len(willing) + 1) // 2])
 
     async def _keep(self) -> None:
         while True:
@@ -168,14 +174,14 @@ class Handover:
     async def _renew(self) -> None:
         """Renew the holds; take hold of a server that has come to what searches begin with."""
         kept = [s for s in self.servers if s not in self._going]
-        await asyncio.gather(*map(self._renew_one, kept))
+        await asyncio.gather(*(self._renew_one(server, self.version) for server in kept))
 
-    async def _renew_one(self, server: Held) -> None:
+    async def _renew_one(self, server: Held, version: str) -> None:
         try:
             if server.version is not None:
                 await server.hold(server.version)
-            elif (word := await server.ask()) is not None and word.version == self.version:
-                await server.hold(self.version)
+            elif (word := await server.ask()) is not None and word.version == version:
+                await server.hold(version)
         except PonderError as error:
             log.debug("%s: %s", server.name, error.message)
 

@@ -63,10 +63,15 @@ class Held:
 
     def serves(self, version: str) -> bool:
         """Whether a search with this version may ask it. Where a hold was lost, as when it started
-        anew, it serves what it says it does; what is pinned to something else it refuses."""
+        anew, it serves what it says it does, if it is to refuse what it does not (`pin`)."""
         if self.version is not None:
             return self.version == version
-        return self._gone != version and self.word is not None and self.word.version == version
+        says = self.word is not None and self.word.version == version
+        return says and self._server.upstream.pin == version and self._gone != version
+
+    def refuses(self, version: str) -> bool:
+        """Whether it will not go over to this version."""
+        return self.word is not None and version in self.word.refused
 
     async def ask(self) -> Word | None:
         """What it says now; None if it is no server of ours."""

@@ -70,8 +70,8 @@ def _pod(settings: PodSettings, promotions: Promotions, engine: Any, args: Names
     tokenizer = HFTokenizer(args.model)
     made_over = args.convert == "classify" or "classifier_from_token" in (args.hf_overrides or {})
 
-    def looked_over(folder: Path) -> Checkpoint:
-        return look_over(folder, settings.part, args.model, tokenizer)
+    def looked_over(folder: Path, serving: Path) -> Checkpoint:
+        return look_over(folder, settings.part, str(serving), tokenizer)
 
     async def exchange(found: Checkpoint) -> None:
         if not reloads_right(found, converted=made_over):

@@ -24,7 +24,8 @@ from server.published import Kind, Promoted
 
 WORD = 1.0  # seconds that an answer waits for a look
 log = logging.getLogger("ponder.pod")
-LookOver = Callable[[Path], Checkpoint]  # raises `BadWeights`
+# A folder, as what takes the place of what is in another one. Raises `BadWeights`.
+LookOver = Callable[[Path, Path], Checkpoint]
 Exchange = Callable[[Checkpoint], Awaitable[None]]  # if it fails, the engine is not used any more
 
 
@@ -99,7 +100,7 @@ class Pod:
     async def _checked(self, newest: Promoted) -> Checkpoint | None:
         try:
             with boundary(EngineError, f"reading {newest.folder}"):
-                found = await asyncio.to_thread(self._look_over, newest.folder)
+                found = await asyncio.to_thread(self._look_over, newest.folder, self.folder)
             if found.rank is not None:
                 raise BadWeights(f"{newest.folder} is an adapter: publish the merged weights")
             if found.version != newest.version:
@@ -111,6 +112,7 @@ class Pod:
         except EngineError as error:  # it may be readable at the next look
             log.error("announced, but not read: %s: %s", newest.version, error.message)
             return None
+        self._refused.pop(newest.version, None)
         log.info("%s is coming, after %s", newest.version, self.version)
         return found
 
