@@ -92,7 +92,7 @@ async def test_a_search_may_be_kept_to_some_of_them(trio: Fleet) -> None:
     def admits(replica: Replica) -> bool:
         return replica.version == "v2"
 
-    route = Route(trio).keyed(b"k", admits)
+    route = Route(trio, admits=admits).keyed(b"k")
     assert route.servers() == [second, third]
     busy(second, 32)
     assert route.choose() is third

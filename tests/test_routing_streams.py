@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from copy import copy
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from server.engine.characters import TextTokenizer
 from server.engine.http import HttpEngine
 from server.errors import EngineDead, EngineError
+from server.routing.route import Route
 from server.types import Cut, Message, Sampling, Step, Stop, Stream
 from tests.routed import Servers, name_of, policy, three
 from tests.scripted import (
@@ -267,16 +269,23 @@ async def test_labels_are_asked_of_the_next(servers: Servers) -> None:
     assert servers.asked == [1, 1, 0]
 
 
+def kept(engine: HttpEngine, key: bytes, version: str) -> HttpEngine:
+    """As the policy with an adapter, or of announced weights, is."""
+    view = copy(engine)
+    view._route = Route(engine._fleet, key, lambda replica: replica.version == version)
+    return view
+
+
 async def test_a_search_may_be_kept_to_the_servers_of_a_version(servers: Servers) -> None:
     card = {"id": "remote", "root": "/weights/step-8", "max_model_len": 512}
     servers.next.pages["/v1/models"] = document({"data": [card]})
     servers.next.will(OK, truncated(delta("a")))
     async with policy(servers) as engine:
-        newer = engine.routed(servers.key, lambda replica: replica.version == "step-8")
+        newer = kept(engine, servers.key, "step-8")
         await take(stream(newer))
         with pytest.raises(EngineError, match="ClientPayloadError"):
             await take(stream(newer))
-        newest = engine.routed(servers.key, lambda replica: replica.version == "step-9")
+        newest = kept(engine, servers.key, "step-9")
         with pytest.raises(EngineDead, match="may serve this search"):
             await take(stream(newest))
     assert servers.asked == [0, 2, 0]

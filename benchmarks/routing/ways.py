@@ -7,7 +7,7 @@ from secrets import token_bytes
 from typing import Any
 
 from server.engine.http import HttpEngine
-from server.routing.replica import Admits, Standing
+from server.routing.replica import Standing
 from server.types import Engine
 
 BY_SEARCH = "by search, spilling over"
@@ -26,7 +26,7 @@ class PerRequest:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
-    def routed(self, key: bytes, admits: Admits | None = None) -> PerRequest:
+    def routed(self, key: bytes) -> PerRequest:
         return self
 
     def replicas(self) -> list[Standing]:

@@ -102,7 +102,7 @@ class HttpEngine(RemoteModel):
     def _become(self, settings: HttpSettings, adapter: Adapter | None) -> None:
         self._http, self._adapter = settings, adapter
         if adapter is not None:
-            self._route = Route(self._fleet, admits=(adapter.admits,))
+            self._route = Route(self._fleet, admits=adapter.admits)
         if isinstance(self._dialect, Completions):
             self._dialect = self._dialect.named(settings)
 

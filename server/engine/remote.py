@@ -18,7 +18,7 @@ from server.engine.tokenizer import HFTokenizer
 from server.errors import EngineDead, PonderError, boundary
 from server.routing.fleet import Fleet
 from server.routing.gauges import EVERY
-from server.routing.replica import Admits, Standing
+from server.routing.replica import Standing
 from server.routing.route import Route
 from server.routing.versions import Versions
 from server.upstream import context_of
@@ -80,9 +80,9 @@ class RemoteModel:
     def drains(self, found: Checkpoint) -> bool:
         return self._versions.drains(found.version)
 
-    def routed(self, key: bytes, admits: Admits | None = None) -> Self:
+    def routed(self, key: bytes) -> Self:
         other = copy(self)
-        other._route = self._route.keyed(key, admits)
+        other._route = self._route.keyed(key)
         return other
 
     def replicas(self) -> list[Standing]:

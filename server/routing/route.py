@@ -25,9 +25,8 @@ ROOMY = 0.75
 class Routed(Protocol):
     """A model that is behind servers of its own."""
 
-    def routed(self, key: bytes, admits: Admits | None = None) -> Self:
-        """The model as the search of this key sees it: at its own server, of those that `admits`
-        accepts. Nothing to be closed."""
+    def routed(self, key: bytes) -> Self:
+        """The model as the search of this key sees it: at its own server. Nothing to be closed."""
         ...
 
     def replicas(self) -> list[Standing]:
@@ -38,19 +37,19 @@ class Routed(Protocol):
 class Route:
     """The way of the requests of one key. Those of none go to the server that has least to do."""
 
-    def __init__(self, fleet: Fleet, key: bytes | None = None, admits: Sequence[Admits] = ()):
-        """Only servers that all of `admits` accept are asked, as if there were no others."""
+    def __init__(self, fleet: Fleet, key: bytes | None = None, admits: Admits | None = None):
+        """Only servers that `admits` accepts are asked, as if there were no others."""
         self.fleet, self.key = fleet, key
-        self._admits = tuple(admits)
+        self._admits = admits
         self._ranked: tuple[Sequence[Replica], list[Replica]] = ((), [])
 
-    def keyed(self, key: bytes, admits: Admits | None = None) -> Route:
-        """That of a search; `admits` says which servers may serve it, beside what was said."""
-        return Route(self.fleet, key, (*self._admits, admits) if admits else self._admits)
+    def keyed(self, key: bytes) -> Route:
+        """That of a search."""
+        return Route(self.fleet, key, self._admits)
 
     def servers(self) -> list[Replica]:
         """Those that may be asked, first whom the key belongs to."""
-        return [r for r in self._order() if all(admits(r) for admits in self._admits)]
+        return [r for r in self._order() if self._admits is None or self._admits(r)]
 
     def choose(self, tried: Collection[Replica] = ()) -> Replica | None:
         """The server of the next request, none of `tried`; None if there is no other."""

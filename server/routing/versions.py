@@ -39,7 +39,7 @@ class Versions:
         if not self.follows:
             return Route(self._fleet)
         self._used[version] += 1
-        return Route(self._fleet, admits=(lambda replica: self._of(replica).serves(version),))
+        return Route(self._fleet, admits=lambda replica: self._of(replica).serves(version))
 
     async def left(self, version: str) -> None:
         """A model of this version serves no more."""
