@@ -226,6 +226,26 @@ async def test_a_stream_that_breaks_is_taken_up_where_it_was() -> None:
     assert [event.type for event in events] == ["step", "score", "answer", "usage", "done"]
     assert len(set(keys(server))) == 1
     assert server.requests[0] == server.requests[2]
+    assert [h.get("x-ponder-resume") for h in server.headers] == [None, "true", "true"]
+
+
+async def test_a_stream_that_broke_before_its_first_event_may_begin_anew() -> None:
+    async with scripted() as (server, client):
+        server.will(truncated(WHOLE[0]), events(*WHOLE))
+        assert (await client.stream("Why?").reply()).answer.content == "24"
+    assert [h.get("x-ponder-resume") for h in server.headers] == [None, None]
+
+
+@pytest.mark.parametrize("why", ["search_not_known", "reply_not_kept"])
+async def test_a_stream_that_the_server_cannot_tell_again_is_broken(why: str) -> None:
+    error = {"message": why, "type": "invalid_request_error", "param": None, "code": why}
+    async with scripted() as (server, client):
+        server.will(truncated(*WHOLE[:3]), document({"error": error}, 409, x_should_retry="false"))
+        with pytest.raises(StreamBroken, match=f"cannot be taken up again: 409: {why}"):
+            await client.stream("Why?").reply()
+        server.will(document({"error": error}, 409, x_should_retry="false"))
+        with pytest.raises(Conflict):
+            await client.reason("Why?")
 
 
 async def test_a_synchronous_stream_is_taken_up_too() -> None:
@@ -293,6 +313,30 @@ async def test_a_hanging_server_exceeds_the_deadline() -> None:
     assert len(server.requests) == 1
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+async def test_a_synchronous_call_waits_for_what_is_left_when_the_reply_begins(
+    streaming: bool,
+) -> None:
+    """The server takes all of the time for its first word, by the client's clock."""
+    clock, server = Clock(), Scripted()
+
+    async def late(receive: Receive, send: Send) -> None:
+        clock.now += 31
+        await server.hanging()(receive, send)
+
+    def call(url: str) -> None:
+        with Ponder(url, patience=Patience(clock=clock)) as client:
+            if streaming:
+                client.stream("Why?", deadline=30).reply()
+            else:
+                client.reason("Why?", deadline=30)
+
+    server.will(late)
+    async with serving(server) as url, asyncio.timeout(15):
+        with pytest.raises(DeadlineExceeded):
+            await asyncio.to_thread(call, url)
+
+
 async def test_a_stream_that_only_pings_exceeds_the_deadline() -> None:
     async def pinging(receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -305,6 +349,40 @@ async def test_a_stream_that_only_pings_exceeds_the_deadline() -> None:
         server.will(pinging)
         with pytest.raises(DeadlineExceeded):
             await client.stream("Why?", deadline=0.2).reply()
+
+
+async def dribbling(receive: Receive, send: Send) -> None:
+    """A line that never ends, a byte at a time, until the client goes away."""
+    await head(send)
+    gone = asyncio.ensure_future(receive())
+    while not gone.done():
+        await part(send, b" ")
+        await asyncio.wait([gone], timeout=0.02)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+async def test_a_deadline_is_of_all_together(streaming: bool) -> None:
+    """Each byte is in time by itself."""
+    async with scripted() as (server, client), asyncio.timeout(30):
+        server.will(dribbling)
+        with pytest.raises(DeadlineExceeded, match="not done within"):
+            if streaming:
+                await client.stream("Why?", deadline=0.3).reply()
+            else:
+                await client.reason("Why?", deadline=0.3)
+
+
+async def test_no_call_waits_for_the_connection_of_another() -> None:
+    """More at once than httpx has connections by default, each of which takes all of them."""
+    together = asyncio.Barrier(101)
+
+    async def reply(receive: Receive, send: Send) -> None:
+        await together.wait()
+        await document(REPLY)(receive, send)
+
+    async with scripted(Patience(retries=0)) as (server, client), asyncio.timeout(30):
+        server.will(*[reply] * 101)
+        await asyncio.gather(*(client.reason("Why?", deadline=20) for _ in range(101)))
 
 
 class Clock:
@@ -364,27 +442,47 @@ def test_retry_after_may_be_a_date() -> None:
     assert retry_after("soon") is None
 
 
-def budgets(*statuses: int, **asked: Any) -> tuple[list[float], int]:
-    """What each try gives the search, 10 s apart, of 30; and how many keys they have."""
-    clock, found, keys = Clock(), [], set()
+def budgets(*statuses: int, **asked: Any) -> tuple[list[float], list[float], int]:
+    """What the bodies and the headers of tries 10 s apart give the search, of 30; and how many keys
+    they have."""
+    clock, keys = Clock(), set()
+    bodies, headers = list[float](), list[float]()
     attempt = tries(clock, deadline=30, **asked)
     for status in statuses:
         request = attempt.request(HTTP)
-        found.append(json.loads(request.content)["budget"]["seconds"])
+        bodies.append(json.loads(request.content)["budget"]["seconds"])
+        headers.append(float(request.headers["x-ponder-seconds"]))
         keys.add(request.headers["idempotency-key"])
         pause = attempt.refused(reply(status, retry_after="10"))
         clock.now += pause or 0
-    return found, len(keys)
+    return bodies, headers, len(keys)
 
 
-def test_after_a_refusal_the_search_gets_what_is_left() -> None:
-    assert budgets(429, 503, 200) == ([29, 19, 9], 3)
+LEFT = [29, 19, 9]
 
 
-def test_what_may_have_been_taken_up_is_not_changed() -> None:
-    assert budgets(502, 429, 200) == ([29, 29, 29], 1)
-    assert budgets(429, 504, 200) == ([29, 19, 19], 2)
-    assert budgets(429, 429, 200, idempotency_key="mine") == ([29, 29, 29], 1)
+def test_after_a_refusal_another_request_has_what_is_left() -> None:
+    assert budgets(429, 503, 200) == (LEFT, LEFT, 3)
+
+
+def test_what_may_have_been_taken_up_is_sent_as_it_was_and_told_what_is_left() -> None:
+    assert budgets(502, 429, 200) == ([29, 29, 29], LEFT, 1)
+    assert budgets(429, 504, 200) == ([29, 19, 19], LEFT, 2)
+    assert budgets(429, 429, 200, idempotency_key="mine") == ([29, 29, 29], LEFT, 1)
+
+
+def test_a_stream_that_is_begun_late_has_what_is_left_then() -> None:
+    clock = Clock()
+    attempt = Tries(stream("Why?", {"deadline": 10}), Patience(clock=clock))
+    clock.now += 5
+    request = attempt.request(HTTP)
+    assert json.loads(request.content)["budget"]["seconds"] == 4.5
+    assert request.headers["x-ponder-seconds"] == "4.500"
+
+
+def test_only_a_search_with_a_deadline_is_told_of_one() -> None:
+    assert "x-ponder-seconds" not in tries(Clock()).request(HTTP).headers
+    assert "x-ponder-seconds" not in Tries(models(), Patience()).request(HTTP).headers
 
 
 def test_timeouts_are_what_is_left() -> None:

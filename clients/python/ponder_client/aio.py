@@ -98,9 +98,12 @@ class AsyncPonder:
         while True:
             request = tries.request(self._http)
             try:
-                reply = await self._http.send(request, stream=tries.streams)
-                if not reply.is_success:
-                    await reply.aread()
+                with anyio.fail_after(tries.left()):
+                    reply = await self._http.send(request, stream=tries.streams)
+                    if not reply.is_success:
+                        await reply.aread()
+            except TimeoutError:
+                raise tries.late() from None
             except httpx.TransportError as error:
                 pause = tries.failed(error)
             else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
@@ -131,6 +132,7 @@ class Ponder:
         """The first reply that is one. Raises `PonderError`."""
         while True:
             request = tries.request(self._http)
+            request.extensions["trace"] = partial(_renew, request, tries)
             try:
                 reply = self._http.send(request, stream=tries.streams)
                 if not reply.is_success:
@@ -142,6 +144,13 @@ class Ponder:
                     return reply
                 pause = wait
             time.sleep(pause)
+
+
+def _renew(request: httpx.Request, tries: Tries, event: str, _: object) -> None:
+    """httpx gives each phase of a request a time of its own, and says when one begins: let that be
+    what is then left."""
+    if event.endswith(".started"):
+        request.extensions["timeout"].update(tries.timeouts())
 
 
 class Traces:

@@ -36,13 +36,15 @@ class Following:
 
     def _pause(self, error: httpx.TransportError | None) -> float:
         """Seconds until the stream is asked for again. Raises `StreamBroken`."""
+        self._tries.resumes = self._told.count > 0
         return self._tries.failed(
             error or httpx.RemoteProtocolError("the stream ended before its search did"),
             StreamBroken,
         )
 
     def _check(self, reply: httpx.Response) -> None:
-        """Another search has other events. Raises `StreamBroken`."""
+        """Another search, which an earlier version of the server may begin, has other events.
+        Raises `StreamBroken`."""
         if self._told.count and reply.headers.get("idempotent-replayed") != "true":
             raise StreamBroken("the stream broke, and the server does not know its search any more")
 
@@ -119,7 +121,7 @@ class AsyncStream(Following, AsyncIterator[Event]):
         while True:
             broken = None
             try:
-                async for line in await self._lines():
+                while (line := await self._line()) is not None:
                     if (event := self._take(line)) is not None:
                         return event
             except httpx.TransportError as error:
@@ -133,12 +135,17 @@ class AsyncStream(Following, AsyncIterator[Event]):
             await anyio.sleep(self._pause(broken))
             self._reply = None
 
-    async def _lines(self) -> AsyncIterator[str]:
+    async def _line(self) -> str | None:
+        """The next one; None at the end. Raises `DeadlineExceeded`."""
         if self._reply is None:
             self._reply = await self._ask(self._tries)
             self._check(self._reply)
             self._rest = self._reply.aiter_lines()
-        return self._rest
+        try:
+            with anyio.fail_after(self._tries.left()):
+                return await anext(self._rest, None)
+        except TimeoutError:
+            raise self._tries.late() from None
 
     async def reply(self) -> Reason:
         """Follow it to its end; what `reason()` would have given."""
