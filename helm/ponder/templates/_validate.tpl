@@ -118,7 +118,7 @@ mode single has no multiNode
 {{- end }}
 {{- range $name := list "policy" "prm" }}
 {{- $engine := get $.Values $name }}
-{{- $unused := dict "vllm.extraArgs" $engine.vllm.extraArgs "model.tokenizer" $engine.model.tokenizer "image.tag" $engine.image.tag "image.digest" $engine.image.digest "extraEnv" $engine.extraEnv "nodeSelector" $engine.nodeSelector "tolerations" $engine.tolerations }}
+{{- $unused := dict "vllm.extraArgs" $engine.vllm.extraArgs "model.tokenizer" $engine.model.tokenizer "extraEnv" $engine.extraEnv "nodeSelector" $engine.nodeSelector "tolerations" $engine.tolerations }}
 {{- range $key, $value := $unused }}
 {{- if $value }}
 {{ $name }}.{{ $key }} has no effect in mode single, where there is nothing but the gateway: see gateway.settings and gateway
