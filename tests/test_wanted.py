@@ -137,11 +137,10 @@ def test_a_budget_that_ends_first_leaves_fewer_and_no_fragment() -> None:
 
 
 async def test_choices_are_whole_and_as_many_as_asked_for() -> None:
-    """Of the reference profile's `auto`, whose probe of two ends at the first good answer."""
-    profile = shipped()["reference"].model_copy(
-        update={"answer": PROFILE.answer, "delimiter": "\n", "max_tokens": 400}
-    )
-    async with client(world(profile=profile, engine=FakeEngine(pace=1e-4))) as http:
+    """Of an `auto` like the reference profile's, whose probe of two ends at the first good one."""
+    search = {"auto": {**shipped()["reference"].search["auto"], "stop_at": 0.1}}
+    profile = PROFILE.model_copy(update={"search": search})
+    async with client(world(profile=profile, engine=FakeEngine(pace=2e-3))) as http:
         for seed in range(4):
             asked = {"model": "ponder", "messages": USER, "n": 3, "seed": seed}
             reply = (await http.post("/v1/chat/completions", json=asked)).json()
