@@ -138,7 +138,9 @@ def by_problem(trees: Iterable[Tree]) -> Iterator[Sequence[Tree]]:
 
 
 def command(
-    out: Annotated[Path, typer.Option(help="The file of rows to write.", dir_okay=False)],
+    out: Annotated[
+        Path | None, typer.Option(help="The file of rows to write.", dir_okay=False)
+    ] = None,
     objective: Annotated[str | None, typer.Option(help="Such as sft, dpo, grpo, prm_soft.")] = None,
     traces: Annotated[
         list[str] | None,
@@ -153,12 +155,15 @@ def command(
     ] = None,
 ) -> None:
     """Compile search traces into rows to train on."""
-    words = [f"out={json.dumps(str(out))}"]
+    words = []
+    if out is not None:
+        words.append(f"out={json.dumps(str(out))}")
     if traces:
         words.append(f"traces={json.dumps(traces)}")
     if objective:
         words.append(f"objective.kind={objective}")
     if verify:
         words.append(f"verify={verify}" if verify.startswith("{") else f"verify.kind={verify}")
-    report = Compiler(load(Compile, config, [*words, *(set_ or [])])).run()
-    Console(stderr=True).print(report.table(out))
+    settings = load(Compile, config, [*words, *(set_ or [])])
+    report = Compiler(settings).run()
+    Console(stderr=True).print(report.table(settings.out))

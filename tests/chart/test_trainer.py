@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from server.config import VllmSettings
 from server.settings import load_settings
-from tests.chart.rendering import EVERY, chart, environment, mounts
+from tests.chart.rendering import EVERY, ROOT, chart, environment, mounts
 from trainer.compile import Compile
 from trainer.config import TrainConfig
 from trainer.settings import load
@@ -75,6 +78,28 @@ def test_the_trainer_takes_its_settings(tmp_path: Path) -> None:
     assert (compiled.traces, compiled.out) == (("/traces",), Path("/scratch/rows.parquet"))
     assert trained.rows == (Path("/scratch/rows.parquet"),)
     assert trained.output == Path("/scratch/run")
+
+
+@pytest.mark.parametrize(
+    ("step", "complaint"),
+    [("compile", "no traces"), ("train", "rows.parquet"), ("publish", "no such folder")],
+)
+def test_the_trainer_takes_the_steps_words(tmp_path: Path, step: str, complaint: str) -> None:
+    """What it has against them is only that there is nothing to learn from yet."""
+    rendered = chart("closed-loop")
+    for folder in ("ponder-trainer", "traces", "scratch", "weights"):
+        (tmp_path / folder).mkdir()
+
+    def here(text: str) -> str:
+        places = r"(?<![\w./])/(?:etc/)?(ponder-trainer|traces|scratch|weights)\b"
+        return re.sub(places, rf"{tmp_path}/\1", text)
+
+    for name, text in rendered.one("ConfigMap", "trainer")["data"].items():
+        (tmp_path / "ponder-trainer" / name).write_text(here(text))
+    [found] = [c for c in rendered.pod("trainer").containers if c["name"] == step]
+    command = [sys.executable, *found["command"][1:], *map(here, found["args"])]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1 and complaint in done.stderr, done.stderr
 
 
 def test_the_gate_takes_its_settings_and_leaves_no_traces(tmp_path: Path) -> None:
