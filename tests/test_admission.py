@@ -122,7 +122,7 @@ def test_a_full_cache_holds_new_searches_back_but_not_for_long() -> None:
     asked=st.lists(st.tuples(st.integers(0, 2), st.booleans()), max_size=30),
     seed=st.integers(0, 10**6),
 )
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_never_too_many_none_is_forgotten_and_nothing_stays(
     searches: int, asked: list[tuple[int, bool]], seed: int
 ) -> None:

@@ -239,7 +239,7 @@ NAMES = st.sampled_from([*ChatRequest.model_fields, "kind", "foo"])
 
 
 @given(st.dictionaries(NAMES, JSON, max_size=3))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_body_is_a_request_or_a_bad_one(fields: dict[str, Any]) -> None:
     """Nothing but `BadRequest` leaves the parser, and it names a parameter that was sent."""
     raw = json.dumps({**GOOD, **fields}).encode("utf-8", "surrogatepass")

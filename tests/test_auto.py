@@ -114,7 +114,7 @@ def test_stages_follow_each_other_and_the_last_is_repeated(seed: int) -> None:
 
 
 @given(st.integers(0, 20), st.integers(1, 6), st.integers(1, 40))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_it_keeps_its_allowance(seed: int, probe: int, answers: int) -> None:
     """Measured in answers of the probe, which counts."""
     ran = tried(Auto(probe=probe, answers=answers), seed)
@@ -129,7 +129,7 @@ def test_it_keeps_its_allowance(seed: int, probe: int, answers: int) -> None:
 
 
 @given(st.integers(0, 20), st.integers(1, 3000), st.floats(0.05, 20))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_it_keeps_the_callers_budget(seed: int, tokens: int, seconds: float) -> None:
     budget = {"tokens": tokens, "seconds": seconds, "reserve": tokens // 4}
     ran = tried(Auto(answers=32), seed, budget=budget)

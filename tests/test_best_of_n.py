@@ -93,7 +93,7 @@ def test_out_of_step_the_same_are_given_up(
     st.sampled_from([None, 1, 4]),
     st.sampled_from([None, 3, 20]),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_books_balance_under_any_budget(
     n: int,
     reject: float,

@@ -6,7 +6,7 @@ from typing import Any
 
 import ponder_client as client
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from ponder_client import asked, replies, traces
 from pydantic import BaseModel
 
@@ -50,7 +50,6 @@ def test_a_request_has_the_servers_fields() -> None:
     assert set(asked.Budget.__annotations__) == set(BudgetFields.model_fields)
 
 
-@settings(deadline=None)
 @given(TRACES)
 def test_a_trace_is_read_as_it_was_written(trace: schema.Trace) -> None:
     read = traces.Trace.model_validate_json(trace.model_dump_json())

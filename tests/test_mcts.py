@@ -137,7 +137,7 @@ kinds = st.sampled_from([{}, {"futile": 0.3}, {"granularity": "solution"}])
 
 
 @given(sizes, kinds, st.integers(0, 9), st.sampled_from([0, 40]))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_visits_add_up_whatever_runs_at_once(
     fields: dict[str, Any], kind: dict[str, Any], seed: int, lookahead: int
 ) -> None:

@@ -147,7 +147,7 @@ rebases = st.builds(Rebase, n=st.integers(1, 12), temperature=st.floats(0.02, 5)
 
 
 @given(particles, st.integers(0, 50), st.one_of(st.just(10**9), st.integers(60, 2000)))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_population_never_grows(strategy: Particles, seed: int, tokens: int) -> None:
     ran = searched(strategy, seed=seed, budget={"tokens": tokens}, engine=FakeEngine(p_end=0.2))
     levels = Counter(node.depth for node in ran.search.nodes)
@@ -161,7 +161,7 @@ def test_the_population_never_grows(strategy: Particles, seed: int, tokens: int)
 
 
 @given(rebases, st.integers(0, 50))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_rebase_spends_its_whole_width(strategy: Rebase, seed: int) -> None:
     """Each depth has the children that the one above it has left of the budget."""
     ran = searched(strategy, seed=seed, engine=FakeEngine(p_end=0.2))

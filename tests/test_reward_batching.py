@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from server.errors import ScorerError
@@ -60,7 +60,6 @@ visits = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(visits, st.integers(1, 5), st.integers(1, 3))
 def test_everyone_gets_their_own_result_or_error(
     items: list[tuple[int, int, int | None]], size: int, in_flight: int

@@ -6,7 +6,7 @@ import asyncio
 from collections import OrderedDict
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from server.reward.cache import KEY_BYTES, Coalescer, VerdictCache, first_key, next_key
@@ -68,7 +68,6 @@ class Work:
         return self.starts
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 30), st.booleans()), max_size=12))
 def test_whoever_stays_gets_the_result(visits: list[tuple[int, int, bool]]) -> None:
     """Callers come at any time, and some leave again; times in tenths of a second."""

@@ -88,7 +88,7 @@ async def land(scorer: Scorer, node: Node) -> Score:
 texts = st.lists(st.text("0123456789", min_size=1, max_size=4).map("{}\n".format), min_size=1)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(texts, st.booleans(), st.floats(0.1, 9.0), st.floats(0.1, 9.0))
 def test_the_parts_are_what_they_are_alone(
     steps: list[str], by_step: bool, a: float, b: float

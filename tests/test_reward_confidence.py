@@ -74,7 +74,7 @@ def test_the_geometric_mean_of_a_steps_probabilities() -> None:
     assert run(scorer.score(PROMPT, leaf.path())).value == 0.75
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(steps_)
 def test_entropy(steps: list[Rows]) -> None:
     path = chain(steps)
@@ -89,7 +89,7 @@ def test_entropy(steps: list[Rows]) -> None:
     assert score.value == pytest.approx(min(expected), abs=1e-9)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(steps_)
 def test_share_of_the_likeliest(steps: list[Rows]) -> None:
     path = chain(steps)
@@ -99,7 +99,7 @@ def test_share_of_the_likeliest(steps: list[Rows]) -> None:
     assert score.value == pytest.approx(fmean(expected))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(steps_, st.one_of(st.none(), st.integers(1, 12)))
 def test_the_tail_slides_over_steps(steps: list[Rows], window: int | None) -> None:
     path = chain(steps)
@@ -111,7 +111,7 @@ def test_the_tail_slides_over_steps(steps: list[Rows], window: int | None) -> No
     assert score.value == path[-1].raw
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(steps_, st.integers(1, 12), st.sampled_from([0.1, 0.5, 1.0]))
 def test_deepconf(steps: list[Rows], window: int, bottom: float) -> None:
     """By the definitions of section 3.1, over all the tokens of a path at once."""
@@ -151,7 +151,7 @@ def test_a_steps_verdict_is_of_the_windows_that_end_in_it() -> None:
     assert score.value == pytest.approx(1 - log(2) / (11 / 3))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.floats(log(K), -FLOOR), st.floats(log(K), -FLOOR))
 def test_the_map_rises(a: float, b: float) -> None:
     assert 0 <= bounded(a, K) < 1

@@ -46,7 +46,7 @@ def scorer(**settings: Any) -> ConsistencyScorer:
     return made
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.lists(st.sampled_from("abcd"), min_size=1, max_size=12))
 def test_shares_of_those_so_far_and_then_of_all(texts: list[str]) -> None:
     root, made = Node(), scorer()

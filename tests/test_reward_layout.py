@@ -146,7 +146,7 @@ def test_the_policys_own_text(both: Both, style: Any) -> None:
     assert marks[1] is None
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.text("ab +-\nкиé", max_size=6), min_size=1, max_size=5))
 @pytest.mark.parametrize("profile", [SHEPHERD, RLHFLOW, SKYWORK, PrmProfile(style="value")])
 def test_a_longer_path_has_the_ids_of_the_shorter(

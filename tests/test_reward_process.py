@@ -107,7 +107,7 @@ trees = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(trees, st.sampled_from([1, 2, 5, 1000]), st.integers(1, 8), st.integers())
 def test_any_tree_in_any_order(
     growth: list[tuple[int, str, int]], entries: int, block: int, seed: int

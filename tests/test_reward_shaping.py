@@ -65,7 +65,7 @@ def best(state: State, gamma: Number, found: Policy, *, shape: bool, zero: bool)
     return top
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(processes(), st.sampled_from([Fraction(1), Fraction(9, 10), Fraction(1, 3)]))
 def test_the_optimal_policies_are_the_same(start: State, gamma: Number) -> None:
     plain: Policy = {}

@@ -72,7 +72,7 @@ def assert_settled(ran: Ran) -> None:
     st.sampled_from([0, 40]),
     st.sampled_from([1, 3, None]),
 )
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_books_balance_under_any_budget(
     strategy: Any, seed: int, tokens: int, lookahead: int, concurrency: int | None
 ) -> None:
@@ -84,7 +84,7 @@ def test_books_balance_under_any_budget(
 
 
 @given(strategies, st.integers(0, 5), st.floats(0.3, 20), st.sampled_from([0, 40]))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_deadline_is_kept_and_answers(
     strategy: Any, seed: int, seconds: float, lookahead: int
 ) -> None:

@@ -67,7 +67,7 @@ def at_rest(share: Share, engine: FakeEngine) -> bool:
     searches=st.lists(st.integers(0, 2), min_size=1, max_size=5),
     seed=st.integers(0, 10**6),
 )
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_never_more_than_fit_none_is_forgotten_and_nothing_stays(
     capacity: int, searches: list[int], seed: int
 ) -> None:

@@ -53,7 +53,7 @@ def tenant() -> str:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(sizes=SIZES)
 async def test_at_once_no_more_is_held_than_the_limit_and_none_is_refused_that_fits(
     backend: str, sizes: list[int], replicas: dict[str, list[Ledger]]
@@ -69,7 +69,7 @@ async def test_at_once_no_more_is_held_than_the_limit_and_none_is_refused_that_f
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(sizes=SIZES, share=st.floats(0, 1.5))
 async def test_searches_at_once_never_use_more_than_the_limit_if_each_keeps_to_its_hold(
     backend: str, sizes: list[int], share: float, replicas: dict[str, list[Ledger]]
@@ -91,7 +91,7 @@ async def test_searches_at_once_never_use_more_than_the_limit_if_each_keeps_to_i
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(held=st.integers(0, 1000), used=st.integers(0, 1500))
 async def test_settling_returns_what_was_not_used_and_takes_what_was_beyond(
     backend: str, held: int, used: int, replicas: dict[str, list[Ledger]]
@@ -231,7 +231,7 @@ class History:
         assert all(used <= most for used in used_on.values())
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     steps=st.lists(
         st.tuples(st.floats(0, 90), st.integers(0, 100), st.floats(0, 1), st.booleans()),

@@ -52,7 +52,7 @@ def test_json_round_trip(trace: Trace) -> None:
     assert line.count(b"\n") == 1
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(TRACES, min_size=1, max_size=4, unique_by=lambda t: t.trace_id))
 def test_parquet_round_trip(traces: list[Trace]) -> None:
     with TemporaryDirectory() as folder:
@@ -104,7 +104,6 @@ def test_what_cannot_come_back_exactly_is_refused(fields: dict[str, Any], messag
         encode(make_trace("t", **fields))
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_torn_tail_is_skipped_wherever_it_is_cut(data: st.DataObject) -> None:
     lines = [encode(make_trace(f"t{i}")) for i in range(3)]
@@ -298,7 +297,7 @@ def test_index_leaves_broken_files_out(tmp_path: Path, caplog: pytest.LogCapture
 MOMENT = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.lists(st.tuples(st.integers(0, 50), st.booleans(), st.integers(0, 3)), max_size=20),
     st.integers(1, 10),

@@ -140,7 +140,7 @@ def test_share_goes_by_weight() -> None:
 
 
 @given(rules, st.integers(0, 7), st.floats(0.001, 0.1), st.integers(1, 6))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_where_a_vote_stops_does_not_depend_on_timing(
     rule: Any, seed: int, pace: float, parallel: int
 ) -> None:
@@ -157,7 +157,7 @@ def test_where_a_vote_stops_does_not_depend_on_timing(
 
 
 @given(rules, st.integers(0, 7), st.integers(20, 800), st.sampled_from(["majority", "weighted"]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_books_balance(rule: Any, seed: int, tokens: int, choose: Any) -> None:
     budget = {"tokens": tokens, "reserve": tokens // 4}
     ran = voted(Vote(n=N, stop=rule, choose=choose), seed, budget=budget)

@@ -94,7 +94,7 @@ def check(strategy: Strategy, engine: FakeEngine, seed: int, answer: int, step: 
     return usage
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(WHOLE, st.integers(0, 99), st.integers(4, 120), st.integers(3, 24), st.floats(0.02, 1))
 def test_of_whole_answers_and_tree_searches(
     strategy: Strategy, seed: int, answer: int, step: int, p_end: float
@@ -102,7 +102,7 @@ def test_of_whole_answers_and_tree_searches(
     check(strategy, FakeEngine(p_end=p_end, length=6.0), seed, answer, step)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(LEVELS, st.integers(0, 99), st.integers(4, 120), st.integers(2, 12), st.floats(0.02, 1))
 def test_of_searches_by_levels(
     strategy: Strategy, seed: int, answer: int, step: int, p_end: float
