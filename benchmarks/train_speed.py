@@ -279,7 +279,7 @@ def main() -> None:
         puzzles=puzzles,
         rounds=rounds,
         threads=threads,
-        model=str(chosen.model),
+        model=chosen.model.name,
     )
     model = str(chosen.model.resolve())
     traces = asyncio.run(stored(report, chosen.model.resolve(), puzzles))

@@ -69,9 +69,10 @@ async def test_what_is_promoted_is_served_and_told(tmp_path: Path) -> None:
 async def test_what_is_promoted_is_compared_with_what_is_served_then(tmp_path: Path) -> None:
     """The folder that it started from may be gone by then."""
     async with one(tmp_path) as (it, _):
-        for hours, version in enumerate(("v1", "v2")):
-            publish(tmp_path, version, at=NOON + hours * HOUR)
-            await until(lambda version=version: it.pod.version == version)  # type: ignore[misc]
+        publish(tmp_path, "v1")
+        await until(lambda: it.pod.version == "v1")
+        publish(tmp_path, "v2", at=NOON + HOUR)
+        await until(lambda: it.pod.version == "v2")
         assert it.vllm.compared == [("v1", "v0"), ("v2", "v1")]
 
 

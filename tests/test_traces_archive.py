@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import Any, ClassVar
 
 import fsspec
 import pytest
@@ -33,8 +33,8 @@ class Counting(MemoryFileSystem):
     """Knows what was read of it; may be told to answer nobody."""
 
     protocol = "counting"
-    read: list[str] = []  # noqa: RUF012
-    answers = Event()
+    read: ClassVar[list[str]] = []
+    answers: ClassVar[Event] = Event()
 
     @classmethod
     def _strip_protocol(cls, path: str) -> str:
@@ -147,9 +147,8 @@ async def test_an_archive_that_does_not_answer_keeps_only_its_readers_waiting(
         readers = [asyncio.create_task(one.get("elsewhere")) for _ in range(50)]
         await until(lambda: len(one._readers._threads) == 4)
         put(one, 1)
-        async with asyncio.timeout(20):
-            while not shipped(one, 1)():  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+        async with asyncio.timeout(20):  # else it would be for the readers' end
+            await until(shipped(one, 1))
             await one.close()
         bucket.answers.set()
         found = await asyncio.gather(*readers, return_exceptions=True)
