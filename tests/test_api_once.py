@@ -133,14 +133,19 @@ async def test_a_key_that_is_none_is_refused(key: Any) -> None:
     assert parts.idle
 
 
+async def hang_up(http: httpx.AsyncClient, parts: Any, path: str, body: Any) -> None:
+    """Begin a search under `KEY`, and leave it."""
+    gone = asyncio.create_task(http.post(path, json=body, headers=KEY))
+    await until(lambda: parts.engine.requests > 0)
+    gone.cancel()
+    await asyncio.wait({gone})
+
+
 @pytest.mark.parametrize(("path", "body"), ROUTES)
 async def test_a_client_that_hung_up_finds_its_search_again(path: str, body: Any) -> None:
     parts = slow()
     async with connected(parts) as http:
-        gone = asyncio.create_task(http.post(path, json=body, headers=KEY))
-        await until(lambda: parts.engine.requests > 0)
-        gone.cancel()
-        await asyncio.wait({gone})
+        await hang_up(http, parts, path, body)
         reply = await http.post(path, json=body, headers=KEY)
     assert reply.status_code == 200 and reply.headers[REPEATED] == "true"
     assert searches(parts) == 1
@@ -240,10 +245,7 @@ def code(reply: httpx.Response) -> tuple[int, str, str]:
 async def test_what_takes_up_a_search_finds_it_running_and_ended(path: str, body: Any) -> None:
     parts = slow()
     async with connected(parts) as http:
-        gone = asyncio.create_task(http.post(path, json=body, headers=KEY))
-        await until(lambda: parts.engine.requests > 0)
-        gone.cancel()
-        await asyncio.wait({gone})
+        await hang_up(http, parts, path, body)
         replies = [await http.post(path, json=body, headers=KEY | RESUME) for _ in range(2)]
     assert [reply.headers[REPEATED] for reply in replies] == ["true", "true"]
     assert replies[0].content == replies[1].content
