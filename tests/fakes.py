@@ -79,6 +79,8 @@ class FakeStream:
         step = self._next()
         ready = self.opened + (self.taken + step.count) * self.engine.pace
         await asyncio.sleep(max(0.0, ready - asyncio.get_running_loop().time()))
+        if self.engine.held is not None:
+            await self.engine.held.wait()
         if self.engine.broken:
             raise EngineError("the fake engine broke")
         self.taken += step.count
@@ -137,6 +139,7 @@ class FakeEngine:
     generated: int = 0
     peak: int = 0
     broken: bool = False
+    held: asyncio.Event | None = None  # no step comes before it is set
     prompts: list[tuple[int, ...]] = field(default_factory=list)
 
     async def start(self) -> None: ...
