@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -309,6 +311,31 @@ async def test_a_round_asks_for_some_feedback_and_the_next_one_for_other(
         # Of a long command the log has 31 words, and how many more there are.
         words = [31 + int(c.split(b"... (")[1].split()[0]) for c in asked if b"ZMSCORE" in c]
         assert words == [2 + ROWS] * 2
+
+
+async def test_what_is_being_said_is_not_said_by_a_round(valkey: Valkey, tmp_path: Path) -> None:
+    """It would come to the stream again after the compactor took it, and stay there."""
+    begun, held = asyncio.Event(), asyncio.Event()
+
+    class Held(TraceStream):
+        async def say(self, lines: Sequence[tuple[str, bytes]]) -> None:
+            begun.set()
+            await held.wait()
+            await super().say(lines)
+
+    async with connected(valkey) as connection:
+        stream = Held(connection)
+        await stream.add([])  # it begins
+        shipper = Shipper(Index(tmp_path), stream, 1.0)
+        saying = asyncio.create_task(shipper.add_feedback(said(1, outcome=1.0)))
+        await begun.wait()
+        async with asyncio.timeout(10):
+            await shipper.round()
+        held.set()
+        await saying
+        await compacted(valkey, tmp_path / "store")
+        await shipper.round()
+    assert not files(tmp_path, "feedback-*")
 
 
 async def test_the_routes_of_two_gateways(valkey: Valkey, tmp_path: Path) -> None:

@@ -99,10 +99,13 @@ class Shipper:
     async def add_feedback(self, feedback: Feedback) -> None:
         """Durable here when it returns, and in the stream if Redis answers. Raises `OSError`."""
         path = await asyncio.to_thread(write_apart, self._index.folder, feedback)
-        self._records[path] = record = (feedback.trace_id, written(feedback))
-        with suppress(StateError):  # then a later round does it
-            await self._stream.say([record])
-            self._said[path] = None
+        record = (feedback.trace_id, written(feedback))
+        try:
+            with suppress(StateError):  # then a later round does it
+                await self._stream.say([record])
+                self._said[path] = None
+        finally:  # before that a round would say it, too: again, if it was compacted meanwhile
+            self._records[path] = record
 
     def _parts(self) -> list[Part]:
         """The segments that are this replica's: its own, and those that a dead one left."""
