@@ -15,7 +15,7 @@ from server.traces.compact import read
 from server.traces.compactor import Compactor, Done
 from server.traces.feedback import Feedback
 from server.traces.group import Consumer
-from server.traces.shared import SharedStore
+from server.traces.shared import LAST_ROUND, SharedStore
 from tests.serving import until as soon
 from tests.traces import make_trace
 from tests.valkey import Valkey
@@ -33,9 +33,13 @@ async def connected(valkey: Valkey) -> AsyncIterator[Connection]:
 
 
 @asynccontextmanager
-async def replica(valkey: Valkey, folder: Path, **settings: Any) -> AsyncIterator[SharedStore]:
+async def replica(
+    valkey: Valkey, folder: Path, *, last_round: float = LAST_ROUND, **settings: Any
+) -> AsyncIterator[SharedStore]:
+    """It waits `last_round` seconds at the end for a Redis that is away."""
     async with connected(valkey) as connection:
-        store = SharedStore(TraceSettings(folder=folder, fsync="never", **settings), connection)
+        configured = TraceSettings(folder=folder, fsync="never", **settings)
+        store = SharedStore(configured, connection, last_round)
         await store.start()
         try:
             yield store

@@ -8,7 +8,12 @@ from typing import Any
 import httpx
 import pytest
 from openai import APITimeoutError, AsyncOpenAI
+from starlette.responses import Response
+from starlette.types import Receive
 
+from server.api.runs import Runs, Sent
+from server.state.replies import MemoryReplies
+from server.state.settings import IdempotencySettings
 from tests.fakes import FakeEngine
 from tests.serving import USER, World, client, connected, replica, serving, until, world
 from tests.test_api_errors import Failing
@@ -164,6 +169,38 @@ async def test_a_search_that_nobody_asks_for_again_ends() -> None:
         second.cancel()
         await asyncio.wait({second})
         await until(lambda: parts.engine.open_streams == 0)
+
+
+async def test_who_joins_a_search_while_its_end_is_decided_keeps_it() -> None:
+    """Where that takes a word with Redis; the new client reads a moment later."""
+    asked, answers, made = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    class Slow(MemoryReplies):
+        async def renew(self, key: str, owner: str) -> bool:
+            asked.set()
+            await answers.wait()
+            return await super().renew(key, owner)
+
+    async def make(receive: Receive) -> Response:
+        await made.wait()
+        return Response("done")
+
+    runs, store = Runs(IdempotencySettings(linger_seconds=0.01), None), Slow(15.0, 1 << 20)
+    sent = Sent("key", "request", by_key=True, retry=False)
+    await store.begin(sent.key, sent.request, "owner")
+    recording = runs.start(sent, "owner", make, {"type": "http"}, store)
+    with recording.reader():
+        pass  # and has left
+    await asked.wait()
+    run = runs.get(sent.key)
+    assert run is not None
+    run.stay()
+    answers.set()
+    made.set()
+    await asyncio.wait({recording.task})
+    with recording.reader():
+        assert [m["type"] async for m in recording.read()][-1] == "http.response.body"
+    await runs.close()
 
 
 async def test_a_shutdown_ends_what_nobody_reads() -> None:

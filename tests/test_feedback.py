@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cProfile
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,9 +14,10 @@ from typer.testing import CliRunner
 from server.config import TraceSettings
 from server.errors import TraceError
 from server.traces.cli import app
+from server.traces.codec import LineWriter
 from server.traces.compact import compact, read
 from server.traces.feedback import Feedback
-from server.traces.feedback_log import FILE, FeedbackLog
+from server.traces.feedback_log import FILE, FeedbackLog, write_apart
 from server.traces.index import Index
 from server.traces.local import LocalStore
 from server.traces.schema import Trace
@@ -56,6 +58,30 @@ def test_a_torn_line_is_skipped_and_cut_off(tmp_path: Path) -> None:
     log.add(said(outcome=0.0))
     assert log.joined(trace).outcome == 0.0
     assert (tmp_path / FILE).read_bytes().count(b"\n") == 2
+
+
+def test_what_lies_elsewhere_now_is_forgotten(tmp_path: Path) -> None:
+    """But for what another file says, too."""
+    log = FeedbackLog(tmp_path)
+    both, other = said(outcome=1.0), said("other", outcome=0.0)
+    log.add(both)
+    apart = [write_apart(tmp_path, record) for record in (both, other)]
+    assert (log.about("t0"), log.about("other")) == ((both, both), (other,))
+    for path in apart:
+        path.unlink()
+    assert (log.about("t0"), log.about("other")) == ((both,), ())
+
+
+def test_many_traces_cost_one_look_at_the_folder(tmp_path: Path) -> None:
+    with LineWriter(tmp_path / "a.jsonl") as out:
+        for number in range(9):
+            out.add(make(f"t{number}"))
+    write_apart(tmp_path, said(outcome=1.0))
+    for ask in (lambda: list(read(tmp_path)), lambda: Index(tmp_path).list(limit=9)):
+        with cProfile.Profile() as profile:
+            found = {one.trace_id: one.outcome for one in ask()}
+        assert (len(found), found["t0"]) == (9, 1.0)
+        assert sum(e.callcount for e in profile.getstats() if "listdir" in str(e.code)) == 1
 
 
 def test_corruption_is_named(tmp_path: Path) -> None:

@@ -7,19 +7,24 @@ import json
 import os
 import signal
 import sys
+import tempfile
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from server.config import TraceSettings
 from server.errors import TraceError
 from server.traces.archive import Archive
 from server.traces.batch import Batch
 from server.traces.codec import encode
+from server.traces.compactor import Compactor
+from server.traces.group import Consumer
 from server.traces.schema import SCHEMA_VERSION
 from server.traces.stream import TraceStream
 from server.traces.summary import Summary
@@ -194,6 +199,56 @@ async def test_an_archive_that_fails(valkey: Valkey, tmp_path: Path) -> None:
         done = await work.turn(at_once=True)
         assert done is not None and done.traces == 5
     assert ids(store) == names(5)
+
+
+async def test_who_waits_for_a_slow_archive_is_heard_of(valkey: Valkey, tmp_path: Path) -> None:
+    """Else another one would take over its batch while it looks for what is there already."""
+    heard, answers = asyncio.Event(), Event()
+
+    class Slow(Archive):
+        def names(self) -> Sequence[str]:
+            assert answers.wait(60)
+            return super().names()
+
+    class Heard(Consumer):
+        async def live(self) -> None:
+            await super().live()
+            heard.set()
+
+    await fill(valkey, *range(5))
+    async with connected(valkey) as connection:
+        settings = TraceSettings(claim_seconds=0.3)
+        work = Compactor(connection, Slow(str(tmp_path)), settings)
+        work._consumer = Heard(connection, "slow")
+        turning = asyncio.create_task(work.turn(at_once=True))
+        try:
+            async with asyncio.timeout(10):
+                await heard.wait()
+        finally:
+            answers.set()
+        done = await turning
+    assert done is not None and done.traces == 5
+
+
+async def test_a_disk_that_fails_ends_no_compactor(
+    valkey: Valkey,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its own, where a file is made before it is published."""
+    await fill(valkey, *range(5))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "work"))
+    stopping = asyncio.Event()
+    async with connected(valkey) as connection:
+        work = compactor(connection, tmp_path / "store", compact_rows=5)
+        running = asyncio.create_task(work.run(stopping))
+        await until(lambda: "trying again" in caplog.text or running.done())
+        (tmp_path / "work").mkdir()
+        await until(lambda: ids(tmp_path / "store") == names(5) or running.done())
+        stopping.set()
+        await running
+    assert ids(tmp_path / "store") == names(5)
 
 
 async def test_traces_that_are_offered_again(valkey: Valkey, tmp_path: Path) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,13 +17,15 @@ from server.settings import load_settings
 from server.sources import SettingsError
 from server.state.connection import Connection
 from server.traces import NoTraces
+from server.traces.codec import encode
+from server.traces.feedback import Records
 from server.traces.feedback_log import write_apart
 from server.traces.index import Index
 from server.traces.local import LocalStore
 from server.traces.shared import SharedStore, make_store
 from server.traces.shipper import ROWS, Shipper
 from server.traces.stream import TraceStream, said_key
-from server.traces.summary import Wanted
+from server.traces.summary import Summary, Wanted
 from tests.serving import USER, client, world
 from tests.sharing import (
     compacted,
@@ -111,7 +114,7 @@ async def test_redis_killed_in_mid_run(tmp_path: Path, lost: bool) -> None:
     """Serving goes on, and in the end every trace is in the archive once, in order: whether Redis
     comes back with what it had or with nothing."""
     store = tmp_path / "store"
-    settings = {"compact_rows": 20, "store": str(store)}
+    settings: dict[str, Any] = {"compact_rows": 20, "store": str(store)}
     with running(durable=not lost) as valkey:
         async with (
             replica(valkey, tmp_path / "one", **settings) as one,
@@ -170,7 +173,8 @@ async def test_what_a_replica_left_on_its_disk(valkey: Valkey, tmp_path: Path) -
         await until(shipped(one, 10))
     await compacted(valkey, store, compact_rows=5)
     valkey.kill()
-    async with replica(valkey, tmp_path / "one", store=store, compact_rows=4) as one:
+    settings: dict[str, Any] = {"store": store, "compact_rows": 4, "last_round": 0.1}
+    async with replica(valkey, tmp_path / "one", **settings) as one:
         put(one, *range(10, 16))
         await one.flush()
     valkey.start()  # and has forgotten everything
@@ -263,7 +267,7 @@ def _waiting(folder: Path) -> list[Path]:
 
 async def test_feedback_while_redis_is_away(valkey: Valkey, tmp_path: Path) -> None:
     store = str(tmp_path / "store")
-    async with replica(valkey, tmp_path / "one", store=store) as one:
+    async with replica(valkey, tmp_path / "one", store=store, last_round=0.1) as one:
         put(one, 1)
         await until(shipped(one, 1))
         valkey.kill()
@@ -313,6 +317,87 @@ async def test_a_round_asks_for_some_feedback_and_the_next_one_for_other(
         assert words == [2 + ROWS] * 2
 
 
+async def test_what_is_there_is_asked_for_without_its_summaries(
+    valkey: Valkey, tmp_path: Path
+) -> None:
+    """Every round asks for all traces of every closed segment."""
+    async with connected(valkey) as connection:
+        redis = connection.redis
+        async with replica(valkey, tmp_path / "one", compact_rows=2) as one:
+            put(one, *range(4))
+            await until(shipped(one, 4))
+            await redis.config_resetstat()
+            await one._shipper.round()
+            again = [make_trace(name) for name in names(4)]
+            await TraceStream(connection).add([(Summary.of(t), encode(t)) for t in again])
+            asked = await redis.info("commandstats")
+        assert await redis.xlen(TraceStream(connection).key) == 4
+    assert "cmdstat_zmscore" in asked and "cmdstat_hmget" not in asked
+
+
+async def test_at_the_end_a_redis_that_comes_back_is_given_everything(
+    valkey: Valkey, tmp_path: Path
+) -> None:
+    """More feedback than goes over in one round, too."""
+
+    class Asked(TraceStream):
+        times = 0
+
+        async def run(self) -> tuple[str, int]:
+            self.times += 1
+            return await super().run()
+
+    async with replica(valkey, tmp_path / "one") as one, connected(valkey) as connection:
+        asked = one._shipper._stream = Asked(one._stream._connection)
+        valkey.kill()
+        put(one, 0)
+        for number in range(2 * ROWS + 1):
+            await one.add_feedback(said(number, outcome=1.0))
+        closing, tending = asyncio.create_task(one.close()), one._tending
+        await until(lambda: tending is not None and tending.done())
+        begin = asked.times
+        await until(lambda: asked.times > begin + 1 or closing.done())
+        valkey.start()
+        await closing
+        assert await connection.check()
+        assert await connection.redis.xlen(asked.key) == 1 + 2 * ROWS + 1
+
+
+async def test_what_cannot_be_brought_over_at_the_end_is_told(
+    valkey: Valkey, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with replica(valkey, tmp_path / "one", last_round=0.1) as one:
+        valkey.kill()
+        put(one, 0)
+        for number in range(2):
+            await one.add_feedback(said(number, outcome=1.0))
+        await until(lambda: one.stats().unshipped == 1)
+    assert f"1 traces and 2 records of feedback stay in {tmp_path / 'one'}" in caplog.text
+
+
+async def test_what_is_compacted_while_a_listing_is_made_is_in_it(
+    valkey: Valkey, tmp_path: Path
+) -> None:
+    """Feedback that leaves the stream after the archive was listed."""
+    store = str(tmp_path / "store")
+
+    class Late(TraceStream):
+        async def about(self, trace_ids: Sequence[str]) -> Mapping[str, Records]:
+            await compacted(valkey, store)
+            return await super().about(trace_ids)
+
+    async with (
+        replica(valkey, tmp_path / "one", store=store) as one,
+        replica(valkey, tmp_path / "two", store=store) as two,
+    ):
+        put(one, 1)
+        await until(shipped(one, 1))
+        await compacted(valkey, store)
+        await one.add_feedback(said(1, outcome=1.0))
+        two._stream = Late(two._stream._connection)
+        assert [s.outcome for s in await two.list()] == [1.0]
+
+
 async def test_what_is_being_said_is_not_said_by_a_round(valkey: Valkey, tmp_path: Path) -> None:
     """It would come to the stream again after the compactor took it, and stay there."""
     begun, held = asyncio.Event(), asyncio.Event()
@@ -340,8 +425,8 @@ async def test_what_is_being_said_is_not_said_by_a_round(valkey: Valkey, tmp_pat
 
 async def test_the_routes_of_two_gateways(valkey: Valkey, tmp_path: Path) -> None:
     async with (
-        replica(valkey, tmp_path / "one") as one,
-        replica(valkey, tmp_path / "two") as two,
+        replica(valkey, tmp_path / "one", last_round=0.1) as one,
+        replica(valkey, tmp_path / "two", last_round=0.1) as two,
         client(world(store=one)) as at_one,
         client(world(store=two)) as at_two,
     ):

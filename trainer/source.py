@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -51,39 +52,49 @@ def read(locations: Sequence[str]) -> Iterator[Sourced]:
     Raises `DataError`, which names the file and the row.
     """
     streams = [location for location in locations if location.startswith(STREAMS)]
-    said = _said(streams)
+    said, feedback = _said(streams), cache(_feedback)
     for location in streams:
         for found in _stream(location):
             yield replace(found, trace=joined(found.trace, said.about(found.trace.trace_id)))
     for location in locations:
         if location not in streams:
-            yield from _store(location, said)
+            yield from _store(location, said, feedback)
 
 
-def _store(location: str, said: Said) -> Iterator[Sourced]:
-    """The traces of a file, a folder or a URL, with what their folder and `said` know of them."""
+def _store(location: str, said: Said, feedback: Callable[[Path], Said]) -> Iterator[Sourced]:
+    """The traces of a file, a folder or a URL, with what their folder and `said` know of them;
+    `feedback` reads that of a folder on this machine's disk."""
     if "://" in location and not location.startswith("file://"):
         yield from _remote(location, said)
     else:
-        yield from _local(Path(location.removeprefix("file://")), said)
+        yield from _local(Path(location.removeprefix("file://")), said, feedback)
 
 
-def _local(path: Path, said: Said) -> Iterator[Sourced]:
+def _local(path: Path, said: Said, feedback: Callable[[Path], Said]) -> Iterator[Sourced]:
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
     if not path.is_dir():
-        yield from _file(path, str(path), _joins(said))
+        yield from _file(path, str(path), _joins(said, feedback(path.parent)))
         return
-    files, join = compact.files(path).values(), _joins(said, FeedbackLog(path))
+    files = compact.files(path).values()
     if not files:
         raise DataError(f"{path}: no traces: neither {' nor '.join('*' + s for s in SUFFIXES)}")
+    join = _joins(said, feedback(path))
     for file in files:
         # It may have been compacted since it was listed.
         file = file if file.exists() else file.with_suffix(table.SUFFIX)
         yield from _file(file, str(file), join)
 
 
-def _joins(*sources: Said | FeedbackLog) -> Callable[[Trace], Trace]:
+def _feedback(folder: Path, name: str | None = None) -> Said:
+    """What the files of a folder, which is called `name`, say of traces. Raises `DataError`."""
+    try:
+        return FeedbackLog(folder).all()
+    except (TraceError, OSError) as error:
+        raise DataError(str(error).replace(str(folder), name or str(folder))) from error
+
+
+def _joins(*sources: Said) -> Callable[[Trace], Trace]:
     def join(trace: Trace) -> Trace:
         return joined(trace, tuple(r for s in sources for r in s.about(trace.trace_id)))
 
@@ -93,7 +104,7 @@ def _joins(*sources: Said | FeedbackLog) -> Callable[[Trace], Trace]:
 def _file(path: Path, name: str, join: Callable[[Trace], Trace]) -> Iterator[Sourced]:
     """The traces of a local file that is called `name`, with what `join` knows of them."""
     try:
-        for trace in compact.read(path):
+        for trace in compact.read_file(path):
             yield Sourced(join(trace), name)
     except (TraceError, pa.ArrowException, OSError) as error:
         message = str(error).replace(str(path), name)
@@ -103,12 +114,14 @@ def _file(path: Path, name: str, join: Callable[[Trace], Trace]) -> Iterator[Sou
 def _remote(url: str, said: Said) -> Iterator[Sourced]:
     try:
         files, path = fsspec.core.url_to_fs(url)
-        folder, found = files.isdir(path), files.exists(path)
-        names = sorted(files.find(path, maxdepth=1)) if folder else [path]
+        # `exists`, `find` and most `isdir` take a store that fails for one that has nothing.
+        folder = files.isdir(path) or files.info(path)["type"] == "directory"
+        found = files.ls(path, detail=True) if folder else [{"name": path, "type": "file"}]
+    except FileNotFoundError as error:
+        raise DataError(f"{url}: no such file or folder") from error
     except (ImportError, ValueError, OSError) as error:
         raise DataError(f"{url}: cannot be read: {error}") from error
-    if not found:
-        raise DataError(f"{url}: no such file or folder")
+    names = sorted(info["name"] for info in found if info["type"] != "directory")
     wanted = _newest_form([n for n in names if n.endswith(SUFFIXES)])
     if not wanted:
         raise DataError(f"{url}: no traces: neither {' nor '.join('*' + s for s in SUFFIXES)}")
@@ -116,7 +129,7 @@ def _remote(url: str, said: Said) -> Iterator[Sourced]:
         for name in names if folder else ():
             if is_feedback(name.rpartition("/")[2]):
                 _fetch(files, name, Path(copies))
-        join = _joins(said, FeedbackLog(Path(copies)))
+        join = _joins(said, _feedback(Path(copies), url.rstrip("/")))
         for name in wanted:
             path = _fetch(files, name, Path(copies))
             yield from _file(path, files.unstrip_protocol(name), join)

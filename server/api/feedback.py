@@ -15,7 +15,7 @@ from server.api.parts import Parts
 from server.api.schema import Request
 from server.api.traces import found
 from server.errors import BadRequest
-from server.traces.feedback import Feedback
+from server.traces.feedback import Feedback, joined
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -56,8 +56,9 @@ def routes(parts: Parts) -> APIRouter:
         trace, store = await found(parts, asked.trace_id, tenant)
         if asked.outcome is not None and trace.selected is None:
             raise BadRequest("that search gave no answer to have an outcome", param="outcome")
-        await store.add_feedback(Feedback(created_at=datetime.now(UTC), tenant=tenant, **said))
-        trace, _ = await found(parts, asked.trace_id, tenant)
+        record = Feedback(created_at=datetime.now(UTC), tenant=tenant, **said)
+        await store.add_feedback(record)
+        trace = joined(trace, (record,))  # not read again: that may cost a listing of the archive
         return FeedbackReply(
             trace_id=trace.trace_id, outcome=trace.outcome, feedback=trace.feedback
         )

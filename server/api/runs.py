@@ -138,11 +138,12 @@ class Runs:
         return self.local, await self.local.begin(sent.key, sent.request, owner)
 
     async def _expire(self, run: Run) -> None:
-        """End it, unless somebody waits for it on another replica."""
-        wanted = False
+        """End it, unless somebody joined it meanwhile, or waits for it on another replica."""
+        timer, wanted = run.timer, False
         with suppress(StateError):
             wanted = run.store is not None and await run.store.renew(run.sent.key, run.owner)
-        if run.recording.readers or run.recording.task.done():
+        # Who joined has stopped the timer, and reads in a moment.
+        if timer is None or run.timer is not timer or run.recording.task.done():
             return
         if wanted:
             self._left(run)

@@ -4,8 +4,10 @@ It holds what a local folder holds once it is compacted: `X.parquet` of traces a
 `feedback-X.ndjson`, which never change. X of a batch of the stream tells when its first and its
 last entry were added, so that files sort by age and old ones need not be opened.
 
-Memory: 4 kB for every file that was opened, and its ids, 40 bytes a trace. Opening is what costs:
-each file is opened once for those, and again only for what is read of it.
+Memory: 4 kB for every file that was opened, and its ids, 40 bytes a trace; what feedback takes is
+in `feedback_files.py`. Opening is what costs: each file is opened once for those, and again only
+for what is read of it. Listing costs, too: who asks several things at once gives each the same
+`names`.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -26,8 +28,8 @@ import pyarrow.compute as pc
 from fsspec.implementations.local import LocalFileSystem
 
 from server.errors import TraceError, boundary
-from server.traces import feedback
-from server.traces.feedback import Records, Said
+from server.traces.feedback import Records
+from server.traces.feedback_files import FeedbackFiles
 from server.traces.feedback_log import PREFIX, is_feedback
 from server.traces.feedback_log import SUFFIX as LINES
 from server.traces.schema import Trace
@@ -36,6 +38,7 @@ from server.traces.summary import ALL, Summary, Wanted, top
 from server.traces.table import SUFFIX, Table
 
 log = logging.getLogger(__name__)
+Names = Callable[[], Sequence[str]]
 STAMP = r"\d{8}T\d{12}Z-\d{6,}"
 KINDS = f"{re.escape(SUFFIX)}|{re.escape(LINES)}"
 BATCH = re.compile(rf"(?:{PREFIX})?{STAMP}-(\d{{8}}T\d{{12}}Z)-\d{{6,}}(?:{KINDS})")
@@ -76,9 +79,7 @@ class Archive:
         self._lock = RLock()
         self._tables: dict[str, Table] = {}  # by name, those that were opened
         self._opening = Lock()
-        self._said = Said()
-        self._saying = Lock()
-        self._read: set[str] = set()  # files of feedback
+        self._feedback = FeedbackFiles(self._files, self._path)
         self._broken: set[str] = set()
 
     @property
@@ -95,10 +96,12 @@ class Archive:
         with self._lock, boundary(TraceError, f"traces.store {self.url}"):
             self._files.invalidate_cache()
             try:
-                found = self._files.find(self._root, maxdepth=1)
+                # Not `find`, for which a store that cannot be listed is an empty one.
+                found = self._files.ls(self._root, detail=True)
             except FileNotFoundError:
                 return []
-            return sorted(path.rpartition("/")[2] for path in found)
+            files = (info["name"] for info in found if info["type"] != "directory")
+            return sorted(path.rpartition("/")[2] for path in files)
 
     def publish(self, file: Path, name: str) -> None:
         """Put a whole file there; durable when it returns. Nobody sees it half written."""
@@ -116,12 +119,12 @@ class Archive:
         if size != wanted:
             raise TraceError(f"{target} has {size} bytes, not {wanted}")
 
-    def find(self, trace_id: str) -> Trace | None:
+    def find(self, trace_id: str, names: Names | None = None) -> Trace | None:
         """As it was written. The files are not even listed if one that was opened has it."""
         known = dict(self._tables)
         found = self._find(trace_id, known.values())
         return found or self._find(
-            trace_id, self._open(name for name in self._newest_first() if name not in known)
+            trace_id, self._open(name for name in self.newest_first(names) if name not in known)
         )
 
     def _find(self, trace_id: str, tables: Iterable[Table]) -> Trace | None:
@@ -136,21 +139,21 @@ class Archive:
         """Of the traces in a file."""
         return {i for table in self._open([name]) for i in table.ids.to_pylist()}
 
-    def holding(self, trace_ids: Iterable[str], since: datetime, besides: str | None) -> set[str]:
-        """Which of these traces, none of them older than `since`, are in files other than
-        `besides`."""
+    def holding(self, trace_ids: Iterable[str], since: datetime, names: Iterable[str]) -> set[str]:
+        """Which of these traces, none of them older than `since`, are in files of these names."""
         wanted, held = pa.array(list(trace_ids)), set[str]()
-        names = [n for n in self._newest_first() if n != besides]
         for table in self._open(n for n in names if _may_hold(n, since)):
             if table.newest >= since:
                 held.update(wanted.filter(pc.is_in(wanted, table.ids)).to_pylist())
         return held
 
-    def list(self, wanted: Wanted = ALL, *, limit: int) -> tuple[Summary, ...]:
+    def list(
+        self, wanted: Wanted = ALL, *, limit: int, names: Names | None = None
+    ) -> tuple[Summary, ...]:
         """The newest first. Reads no more files than it must."""
         best: tuple[Summary, ...] = ()
         bound = wanted.since or BEGINNING
-        for name in self._newest_first():
+        for name in self.newest_first(names):
             if len(best) == limit:
                 bound = max(bound, best[-1].created_at)
             for table in self._open([name] if _may_hold(name, bound) else ()):
@@ -158,28 +161,20 @@ class Archive:
                     best = top((*best, *table.heads()), limit, wanted)
         return best
 
-    def about(self, trace_ids: Iterable[str], since: datetime) -> dict[str, Records]:
+    def about(
+        self, trace_ids: Sequence[str], since: datetime, names: Names | None = None
+    ) -> dict[str, Records]:
         """The feedback on traces, none of them older than `since`: what was said before is not
         about them."""
-        with self._saying:
-            for name in filter(is_feedback, self.names()):
-                if name not in self._read and _may_hold(name, since):
-                    self._take(name)
-            return {trace_id: self._said.about(trace_id) for trace_id in trace_ids}
+        there = [name for name in (names or self.names)() if is_feedback(name)]
+        return self._feedback.about(trace_ids, there, lambda name: _may_hold(name, since))
 
-    def _take(self, name: str) -> None:
-        path = self._path(name)
-        with boundary(TraceError, path):
-            lines = self._files.cat_file(path).splitlines()
-        for number, line in enumerate(lines, 1):
-            self._said.take(feedback.parsed(line, f"{path}:{number}"))
-        self._read.add(name)
-
-    def _newest_first(self) -> Sequence[str]:
-        names = [name for name in reversed(self.names()) if name.endswith(SUFFIX)]
-        for gone in set(self._tables).difference(names):
+    def newest_first(self, names: Names | None = None) -> Sequence[str]:
+        """The files of traces."""
+        found = [name for name in reversed((names or self.names)()) if name.endswith(SUFFIX)]
+        for gone in set(self._tables).difference(found):
             self._tables.pop(gone, None)
-        return names
+        return found
 
     def _open(self, names: Iterable[str]) -> Iterator[Table]:
         """Those that can be read; the others are logged, once."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 from server.errors import TraceError
@@ -41,6 +42,11 @@ class Batch:
     @property
     def written(self) -> int:
         return len(self._ids)
+
+    @cached_property
+    def _others(self) -> Sequence[str]:
+        """Files of other batches. Listed once: there may be very many, and pages are small."""
+        return [name for name in self._archive.newest_first() if name != self._own]
 
     def __enter__(self) -> Batch:
         return self
@@ -90,7 +96,7 @@ class Batch:
             return []
         since = min(trace.created_at for trace in traces)
         ids = [trace.trace_id for trace in traces]
-        known = self._ids | self._archive.holding(ids, since, besides=self._own)
+        known = self._ids | self._archive.holding(ids, since, self._others)
         new = {t.trace_id: t for t in traces if t.trace_id not in known}
         self.again += len(traces) - len(new)
         return list(new.values())

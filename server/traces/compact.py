@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from server.errors import TraceError
 from server.traces import spool, table
+from server.traces.feedback import joined
 from server.traces.feedback_log import FeedbackLog
 from server.traces.schema import Trace
 
@@ -38,21 +39,22 @@ def read(path: Path) -> Iterator[Trace]:
 
     A torn last line is skipped and logged. Raises `TraceError` naming file and line.
     """
-    if path.is_dir():
-        yield from map(FeedbackLog(path).joined, _read_folder(path))
-    else:
-        yield from map(FeedbackLog(path.parent).joined, _read_file(path))
+    folder, traces = (path, _read_folder(path)) if path.is_dir() else (path.parent, read_file(path))
+    said = FeedbackLog(folder).all()
+    for trace in traces:
+        yield joined(trace, said.about(trace.trace_id))
 
 
 def _read_folder(folder: Path) -> Iterator[Trace]:
     for file in files(folder).values():
         try:
-            yield from _read_file(file)
+            yield from read_file(file)
         except FileNotFoundError:  # compacted since it was listed, before its first line
-            yield from _read_file(file.with_suffix(table.SUFFIX))
+            yield from read_file(file.with_suffix(table.SUFFIX))
 
 
-def _read_file(path: Path) -> Iterator[Trace]:
+def read_file(path: Path) -> Iterator[Trace]:
+    """The traces of a file as they were written. Raises `TraceError`."""
     spool.check_name(path)
     if path.suffix == table.SUFFIX:
         yield from table.Table(path)

@@ -83,7 +83,7 @@ class Compactor:
         while not stopping.is_set():
             try:
                 busy = await self.turn() is not None
-            except PonderError as error:
+            except (PonderError, OSError) as error:  # the latter of this machine's own disk
                 log.error("%s; trying again", error)
                 busy = False
             if not busy:
@@ -101,8 +101,8 @@ class Compactor:
         await self._consumer.leave()
 
     async def turn(self, *, at_once: bool = False) -> Done | None:
-        """One batch, if one is due. Raises `StateError` and `TraceError`; the batch stays pending
-        then."""
+        """One batch, if one is due. Raises `StateError`, `TraceError` and `OSError`; the batch
+        stays pending then."""
         await self._consumer.join()
         held = await self._consumer.pending()
         if not held and await self._consumer.take_over(self._settings.claim_seconds):
@@ -146,15 +146,14 @@ class Compactor:
             if not page:
                 return
             after = page[-1].id
-            await asyncio.to_thread(batch.add, page)
+            await self._alive(asyncio.to_thread(batch.add, page))
             if not held and len(batch.entries) >= most:
                 return
 
     async def _alive(self, work: Coroutine[Any, Any, None]) -> None:
         """Do it, and be heard of meanwhile."""
         task = asyncio.create_task(work)
-        while not task.done():
-            await asyncio.wait({task}, timeout=self._settings.claim_seconds / 3)
+        while not (await asyncio.wait({task}, timeout=self._settings.claim_seconds / 3))[0]:
             with suppress(StateError):
                 await self._consumer.live()
         task.result()

@@ -54,9 +54,15 @@ class Said:
         self._records: dict[str, Records] = {}
 
     def take(self, record: Feedback) -> None:
-        known = self._records.get(record.trace_id, ())
-        if record not in known:
-            self._records[record.trace_id] = (*known, record)
+        self._records[record.trace_id] = (*self.about(record.trace_id), record)
+
+    def drop(self, record: Feedback) -> None:
+        """One that was taken; if it was taken twice, it was said somewhere else, too."""
+        left = list(self.about(record.trace_id))
+        left.remove(record)
+        self._records[record.trace_id] = tuple(left)
+        if not left:
+            del self._records[record.trace_id]
 
     def about(self, trace_id: str) -> Records:
         return self._records.get(trace_id, ())

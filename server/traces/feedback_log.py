@@ -2,13 +2,15 @@
 
 `feedback.ndjson` is appended to, a line a record, fsynced under the file's lock; a line that a
 crash left unfinished is cut off by the next writer, and readers skip it. Any other
-`feedback-*.ndjson` was written whole and is never changed.
+`feedback-*.ndjson` was written whole and is never changed; it is deleted when what it says is
+elsewhere, and is forgotten then.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
@@ -28,13 +30,21 @@ def is_feedback(name: str) -> bool:
     return name == FILE or (name.startswith(PREFIX) and name.endswith(SUFFIX))
 
 
+@dataclass(slots=True)
+class Seen:
+    """A file as far as it was read."""
+
+    size: int = 0
+    records: list[Feedback] = field(default_factory=list)  # a line each
+
+
 class FeedbackLog:
     """The records of one folder. Thread-safe; every method may block on the disk."""
 
     def __init__(self, folder: Path):
         self._folder = folder
         self._said = Said()
-        self._read: dict[Path, tuple[int, int]] = {}  # bytes and lines
+        self._seen: dict[str, Seen] = {}  # by name
         self._lock = Lock()
 
     def add(self, feedback: Feedback) -> None:
@@ -55,9 +65,14 @@ class FeedbackLog:
 
     def about(self, trace_id: str) -> Records:
         """All that was said of a trace. Raises `TraceError`."""
+        return self.all().about(trace_id)
+
+    def all(self) -> Said:
+        """What was said by now of every trace: for many traces, one look at the folder. Raises
+        `TraceError`."""
         with self._lock:
             self._refresh()
-            return self._said.about(trace_id)
+            return self._said
 
     def _refresh(self) -> None:
         """Read on where the last look ended."""
@@ -65,24 +80,29 @@ class FeedbackLog:
             names = sorted(filter(is_feedback, os.listdir(self._folder)))
         except (FileNotFoundError, NotADirectoryError):
             return
-        for path in (self._folder / name for name in names):
-            if path.name == FILE or path not in self._read:
-                self._read_on(path)
+        for gone in self._seen.keys() - set(names):
+            for record in self._seen.pop(gone).records:
+                self._said.drop(record)
+        for name in names:
+            if name == FILE or name not in self._seen:
+                self._read_on(name)
 
-    def _read_on(self, path: Path) -> None:
-        size, lines = self._read.get(path, (0, 0))
+    def _read_on(self, name: str) -> None:
+        path, seen = self._folder / name, self._seen.get(name) or Seen()
         try:
             file = path.open("rb")
         except FileNotFoundError:
             return  # what is not appended to may go
         with file:
-            file.seek(size)
+            file.seek(seen.size)
             for line in file:
                 if not line.endswith(b"\n"):
                     break
-                self._said.take(records.parsed(line, f"{path}:{lines + 1}"))
-                size, lines = size + len(line), lines + 1
-                self._read[path] = (size, lines)
+                record = records.parsed(line, f"{path}:{len(seen.records) + 1}")
+                self._said.take(record)
+                seen.records.append(record)
+                seen.size += len(line)
+                self._seen[name] = seen
 
 
 def write_apart(folder: Path, feedback: Feedback) -> Path:

@@ -126,7 +126,8 @@ class Index:
             if full or (since is not None and source.newest < since):
                 break
             best = top((*best, *self._heads(source, wanted)), limit, wanted)
-        return tuple(judged(summary, self.feedback.about(summary.trace_id)) for summary in best)
+        said = self.feedback.all()
+        return tuple(judged(summary, said.about(summary.trace_id)) for summary in best)
 
     def _heads(self, source: Segment | Table, wanted: Wanted) -> tuple[Summary, ...]:
         with self._lock:

@@ -25,6 +25,7 @@ from server.traces.stream import TraceStream
 
 log = logging.getLogger(__name__)
 ROWS, BYTES = 64, 1 << 20  # of one command: traces or records, and bytes after which none follows
+PAUSE = 0.1  # seconds before another try, at the end
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,11 @@ class Shipper:
         self._records: dict[Path, tuple[str, bytes]] = {}  # files of feedback
         self._complaint = ""
 
+    @property
+    def unsaid(self) -> int:
+        """Records that the stream was not seen to have."""
+        return len(self._records.keys() - self._said.keys())
+
     def wake(self) -> None:
         self._wake.set()
 
@@ -74,6 +80,15 @@ class Shipper:
                 self._complaint = str(error)
                 log.warning("traces wait in %s: %s", self._index.folder, error)
             return False
+
+    async def finish(self) -> None:
+        """As many rounds as it takes to bring over all that is here."""
+        while True:
+            done = await self.tried()
+            if not self.unshipped and not self.unsaid:
+                return
+            if not done:
+                await asyncio.sleep(PAUSE)
 
     async def _woken(self) -> None:
         try:

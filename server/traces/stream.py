@@ -114,7 +114,8 @@ class TraceStream:
     async def add(self, traces: Sequence[tuple[Summary, bytes]]) -> None:
         """Add those that are not there yet, in this order; the server has a token then."""
         with self._connection.asking("adding traces") as redis:
-            present = await _all_of(redis, self._ids, [s.trace_id for s, _ in traces])
+            ids = [summary.trace_id for summary, _ in traces]
+            present: Any = await redis.zmscore(self._times, ids) if ids else ()
             words: list[Any] = []
             for (summary, line), there in zip(traces, present, strict=True):
                 if there is None:
@@ -132,8 +133,8 @@ class TraceStream:
             await redis.eval(SAY, len(keys), *keys, uuid4().hex, *words)
 
     async def has(self, trace_ids: Sequence[str]) -> Standing:
-        """Whether traces are there."""
-        return await self._standing(lambda pipe: pipe.hmget(self._ids, list(trace_ids)))
+        """Whether traces are there. Not by `:ids`, which would answer with whole summaries."""
+        return await self._standing(lambda pipe: pipe.zmscore(self._times, list(trace_ids)))
 
     async def says(self, lines: Sequence[tuple[str, bytes]]) -> Standing:
         """Whether records are there."""
@@ -175,6 +176,14 @@ class TraceStream:
                 pipe.zrangebylex(self._said, f"[{trace_id} ", f"({trace_id}!")
             found = await pipe.execute()
         return {i: _records(rows, self._said) for i, rows in zip(trace_ids, found, strict=True)}
+
+    async def given_out(self) -> Sequence[tuple[bytes, int]]:
+        """What the compactors were given: the last entry, and how many they have not committed. If
+        it is the same as before, nothing was committed meanwhile."""
+        with self._connection.asking("the compactors' group") as redis:
+            groups: Any = await redis.xinfo_groups(self.key) if await redis.exists(self.key) else ()
+        ours = [group for group in groups if group["name"] == GROUP.encode()]
+        return [(group["last-delivered-id"], group["pending"]) for group in ours]
 
     async def list(self, wanted: Wanted = ALL, *, limit: int) -> tuple[Summary, ...]:
         """The newest first."""

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import cProfile
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import fsspec
 import pytest
 import redis
+from fsspec.implementations.memory import MemoryFileSystem
 
 from server.traces.codec import LineWriter, encode
-from server.traces.feedback import Feedback
-from server.traces.feedback_log import FeedbackLog
+from server.traces.feedback import Feedback, parsed
+from server.traces.feedback_log import FeedbackLog, write_apart
 from server.traces.schema import Trace
 from server.traces.table import TableWriter
 from tests.sharing import compacted, names, put, replica, said, shipped, until
@@ -81,11 +83,34 @@ def test_feedback_is_part_of_its_trace(tmp_path: Path, bucket: Any) -> None:
         assert found == [(None, None), (1.0, 0.5), (None, None)]
 
 
-def test_feedback_that_cannot_be_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["folder", "url", "files"])
+def test_feedback_is_read_once_however_many_files_there_are(
+    tmp_path: Path, bucket: Any, where: str
+) -> None:
+    for number in range(8):
+        table(tmp_path / f"{number}.parquet", [make_trace(name) for name in names(5, 5 * number)])
+        write_apart(tmp_path, said(5 * number, outcome=1.0))
+    for file in tmp_path.iterdir():
+        bucket.put_file(file, f"/store/{file.name}")
+    files = [str(file) for file in sorted(tmp_path.glob("*.parquet"))]
+    locations = {"folder": [str(tmp_path)], "url": ["memory://store"], "files": files}[where]
+    with cProfile.Profile() as profile:
+        found = list(read(locations))
+    assert [f.trace.outcome for f in found] == [1.0, None, None, None, None] * 8
+    entries = profile.getstats()
+    assert sum(e.callcount for e in entries if e.code is parsed.__code__) == 8
+    assert sum(e.callcount for e in entries if "listdir" in str(e.code)) == 1
+
+
+def test_feedback_that_cannot_be_read(tmp_path: Path, bucket: Any) -> None:
     table(tmp_path / "a.parquet")
     (tmp_path / "feedback.ndjson").write_text("{}\n")
-    with pytest.raises(DataError, match=r"feedback\.ndjson:1: corrupt feedback"):
-        ids(tmp_path)
+    for file in tmp_path.iterdir():
+        bucket.put_file(file, f"/store/{file.name}")
+    for location in (str(tmp_path), "memory://store"):
+        complaint = f"{location}/feedback.ndjson:1: corrupt feedback"
+        with pytest.raises(DataError, match=f"^{re.escape(complaint)}"):
+            ids(location)
 
 
 def test_the_last_line_of_a_segment_that_is_being_written(tmp_path: Path) -> None:
@@ -133,6 +158,37 @@ def test_an_unknown_schema_version(tmp_path: Path) -> None:
 def test_nothing_there(location: str, complaint: str) -> None:
     with pytest.raises(DataError, match=complaint):
         ids(location)
+
+
+class Shut(MemoryFileSystem):
+    """It refuses one of its methods."""
+
+    protocol = "shut"
+    refused: ClassVar[str]
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return str(MemoryFileSystem._strip_protocol(path.removeprefix("shut:")))
+
+    def ls(self, path: str, detail: bool = True, **more: Any) -> Any:
+        return self._asked("ls", path, detail=detail, **more)
+
+    def info(self, path: str, **more: Any) -> Any:
+        return self._asked("info", path, **more)
+
+    def _asked(self, method: str, *given: Any, **more: Any) -> Any:
+        if method == self.refused:
+            raise PermissionError("not yours")
+        return getattr(MemoryFileSystem, method)(self, *given, **more)
+
+
+@pytest.mark.parametrize("refused", ["ls", "info"])
+def test_a_store_that_refuses_is_not_an_empty_one(bucket: Any, refused: str) -> None:
+    fsspec.register_implementation("shut", Shut, clobber=True)
+    Shut.refused = refused
+    bucket.pipe("/store/a.parquet", b"")
+    with pytest.raises(DataError, match="shut://store: cannot be read: not yours"):
+        ids("shut://store")
 
 
 def test_a_folder_without_traces(tmp_path: Path, bucket: Any) -> None:
