@@ -36,15 +36,17 @@ POLICY = [
         "train": {"steps": 3, "batch": 16, "micro_batch": 16, "off_policy": None},
     }
 ]
+SEARCH = {"kind": "mcts", "simulations": 8}
 
 SMALL: dict[str, Any] = {
     "rounds": 1,
     "per_round": 12,
     "tasks": {"kind": "game24", "held_out": 6, "gate": 6, "demonstrations": 40},
+    "searches": [{"ask": {"strategy": one}} for one in (SEARCH, {"kind": "vote", "n": 4})],
     "policy": POLICY,
-    "gate.tolerance": 1.0,
-    "gate.measure.samples": 2,
-    "evaluate.samples": 4,
+    "prm.searches": [{"ask": {"strategy": {"kind": "vote", "n": 4}}}],
+    "gate": {"measure": {"samples": 2, "search": SEARCH, "greedy": False}, "tolerance": 1.0},
+    "evaluate": {"samples": 4, "search": SEARCH},
 }
 
 
