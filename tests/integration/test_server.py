@@ -183,6 +183,7 @@ async def test_a_dropped_stream_leaves_nothing_running_in_this_process(parts: Wo
     async with connected(parts) as http:
         async with http.stream("POST", "/v1/reason", json=body) as reply:
             await anext(reply.aiter_lines())
+            await until(lambda: parts.engine.load().running > 0, seconds=30)
             assert await gauge(http, "ponder_engine_requests_running") > 0
         await until(lambda: parts.engine.load().running == 0, seconds=2)
         for name in ("engine_requests_running", "engine_requests_waiting", "traces_dropped"):
