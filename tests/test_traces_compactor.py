@@ -378,8 +378,10 @@ def test_an_archive_that_nothing_opens(url: str) -> None:
         Archive(url)
 
 
-async def command(valkey: Valkey, store: Path, *flags: str, **env: str) -> Process:
-    """The real `ponder compact`."""
+async def command(
+    valkey: Valkey, store: Path, *flags: str, under: tuple[str, ...] = (), **env: str
+) -> Process:
+    """The real `ponder compact`, started by another command if that is said."""
     settings = {
         "PONDER_POLICY": json.dumps({"kind": "vllm", "model": "none"}),
         "PONDER_REDIS__URL": valkey.url,
@@ -387,7 +389,7 @@ async def command(valkey: Valkey, store: Path, *flags: str, **env: str) -> Proce
         **env,
     }
     return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "server", "compact", *flags),
+        *(*under, sys.executable, "-m", "server", "compact", *flags),
         env={**CLEAN, **settings},
         stdout=PIPE,
         stderr=PIPE,
@@ -400,6 +402,11 @@ async def test_the_command_once(valkey: Valkey, tmp_path: Path) -> None:
     _, complaints = await process.communicate()
     assert process.returncode == 0, complaints.decode()
     assert ids(tmp_path / "store") == names(5)
+    await fill(valkey, 5)
+    process = await command(valkey, tmp_path / "store", "--once", under=("prlimit", "--fsize=8"))
+    _, complaints = await process.communicate()
+    assert process.returncode == 1
+    assert "File too large" in complaints.decode() and b"Traceback" not in complaints
     valkey.kill()
     process = await command(valkey, tmp_path / "store", "--once")
     _, complaints = await process.communicate()

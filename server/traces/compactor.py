@@ -23,7 +23,7 @@ from typing import Any
 from uuid import uuid4
 
 from server.config import Settings, TraceSettings
-from server.errors import PonderError, StateError, boundary
+from server.errors import PonderError, StateError, TraceError, boundary
 from server.state.connection import Connection
 from server.traces.archive import Archive
 from server.traces.batch import Batch
@@ -51,7 +51,10 @@ async def _run(settings: Settings, *, once: bool) -> None:
     async with connection.watched():
         compactor = Compactor(connection, archive, settings.traces)
         if once:
-            await compactor.drain()
+            try:
+                await compactor.drain()
+            except OSError as error:  # of this machine's own disk
+                raise TraceError(str(error)) from error
             return
         stopping = asyncio.Event()
         for signum in (signal.SIGINT, signal.SIGTERM):

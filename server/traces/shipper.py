@@ -47,14 +47,15 @@ class Shipper:
         self._busy = asyncio.Lock()
         self._run = ""  # the server, as it was when it was seen to have what follows
         self._sent: dict[Path, int] = {}  # rows of segments
-        self._said: dict[Path, None] = {}  # whose turn it is to be asked for, the next one first
+        # To which server; whose turn it is to be asked for, the next one first.
+        self._said: dict[Path, str] = {}
         self._records: dict[Path, tuple[str, bytes]] = {}  # files of feedback
         self._complaint = ""
 
     @property
     def unsaid(self) -> int:
         """Records that the stream was not seen to have."""
-        return len(self._records.keys() - self._said.keys())
+        return len(self._unsaid())
 
     def wake(self) -> None:
         self._wake.set()
@@ -105,7 +106,7 @@ class Shipper:
             self.unshipped = sum(part.rows - self._sent.get(part.segment.path, 0) for part in parts)
             run, self.streamed = await self._stream.run()
             if run != self._run:
-                self._run, self._sent, self._said = run, {}, {}
+                self._run, self._sent = run, {}
             for part in parts:
                 await self._ship(part)
             await self._say()
@@ -117,8 +118,7 @@ class Shipper:
         record = (feedback.trace_id, written(feedback))
         try:
             with suppress(StateError):  # then a later round does it
-                await self._stream.say([record])
-                self._said[path] = None
+                self._said[path] = await self._stream.say([record])
         finally:  # before that a round would say it, too: again, if it was compacted meanwhile
             self._records[path] = record
 
@@ -142,11 +142,14 @@ class Shipper:
             self.streamed += len(lines)  # at most, until the next round
             self.unshipped = max(0, self.unshipped - len(lines))
 
+    def _unsaid(self) -> list[Path]:
+        return [path for path in self._records if self._said.get(path) != self._run]
+
     async def _say(self) -> None:
-        new = [path for path in self._records if path not in self._said][:ROWS]
+        new = self._unsaid()[:ROWS]
         if new:
-            await self._stream.say([self._records[path] for path in new])
-            self._said |= dict.fromkeys(new)
+            run = await self._stream.say([self._records[path] for path in new])
+            self._said |= dict.fromkeys(new, run)
 
     async def _settle(self, parts: list[Part]) -> None:
         """Delete what is compacted, the oldest first."""
@@ -155,7 +158,7 @@ class Shipper:
             if not part.closed or not await self._is_compacted(ids):
                 break
             await asyncio.to_thread(self._discard, part.segment.path)
-        said = list(islice(self._said, ROWS))
+        said = list(islice((p for p, run in self._said.items() if run == self._run), ROWS))
         if said:
             await self._settle_records(said)
 
@@ -168,7 +171,7 @@ class Shipper:
         await asyncio.to_thread(_delete, gone)
         for path in said:
             del self._said[path]
-        self._said |= dict.fromkeys(path for path in said if path not in gone)
+        self._said |= dict.fromkeys((path for path in said if path not in gone), standing.run)
         for path in gone:
             del self._records[path]
 

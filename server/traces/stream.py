@@ -125,12 +125,14 @@ class TraceStream:
                 keys = (self.key, self._token, self._ids, self._times)
                 await redis.eval(ADD, len(keys), *keys, uuid4().hex, *words)
 
-    async def say(self, lines: Sequence[tuple[str, bytes]]) -> None:
-        """Add records, each with its trace's id, but for those that are there."""
-        with self._connection.asking("adding feedback") as redis:
-            words = [word for record in lines for word in record]
-            keys = (self.key, self._token, self._said)
-            await redis.eval(SAY, len(keys), *keys, uuid4().hex, *words)
+    async def say(self, lines: Sequence[tuple[str, bytes]]) -> str:
+        """Add records, each with its trace's id, but for those that are there; to which server."""
+        words = [word for record in lines for word in record]
+        keys = (self.key, self._token, self._said)
+        run, _ = await self._asked(
+            lambda pipe: pipe.eval(SAY, len(keys), *keys, uuid4().hex, *words)
+        )
+        return run
 
     async def has(self, trace_ids: Sequence[str]) -> Standing:
         """Whether traces are there. Not by `:ids`, which would answer with whole summaries."""
