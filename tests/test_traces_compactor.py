@@ -379,9 +379,9 @@ def test_an_archive_that_nothing_opens(url: str) -> None:
 
 
 async def command(
-    valkey: Valkey, store: Path, *flags: str, under: tuple[str, ...] = (), **env: str
+    valkey: Valkey, store: Path, *flags: str, limit: str = "unlimited", **env: str
 ) -> Process:
-    """The real `ponder compact`, started by another command if that is said."""
+    """The real `ponder compact`, whose files may have so many bytes."""
     settings = {
         "PONDER_POLICY": json.dumps({"kind": "vllm", "model": "none"}),
         "PONDER_REDIS__URL": valkey.url,
@@ -389,7 +389,7 @@ async def command(
         **env,
     }
     return await asyncio.create_subprocess_exec(
-        *(*under, sys.executable, "-m", "server", "compact", *flags),
+        *("prlimit", f"--fsize={limit}", sys.executable, "-m", "server", "compact", *flags),
         env={**CLEAN, **settings},
         stdout=PIPE,
         stderr=PIPE,
@@ -403,7 +403,7 @@ async def test_the_command_once(valkey: Valkey, tmp_path: Path) -> None:
     assert process.returncode == 0, complaints.decode()
     assert ids(tmp_path / "store") == names(5)
     await fill(valkey, 5)
-    process = await command(valkey, tmp_path / "store", "--once", under=("prlimit", "--fsize=8"))
+    process = await command(valkey, tmp_path / "store", "--once", limit="8")
     _, complaints = await process.communicate()
     assert process.returncode == 1
     assert "File too large" in complaints.decode() and b"Traceback" not in complaints
