@@ -5,8 +5,9 @@
 Every objective learns from the policy's own searches (`benchmarks.training`), graded by the rules
 of the game, for the same number of tokens; each run is one of `configs/train`, without packing, so
 that tokens mean the same for all. Then the staged recipe: behaviour cloning (expert iteration),
-then preferences or a policy gradient, on the same traces or on answers that the cloned policy was
-asked for again (`fresh`); beside it behaviour cloning for the tokens of both stages.
+then preferences or a policy gradient, on the same traces or on the cloned policy's own answers to
+other puzzles (`fresh`); beside it behaviour cloning for the tokens of both stages, and on those
+answers.
 
 pass@1 is the mean of 16 samples at temperature 1; errors are standard errors over the puzzles, and
 a gain is over the base, puzzle by puzzle. `kl` is KL(policy || base) of an answer, in nats,
@@ -33,10 +34,10 @@ from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.common import Report, arguments
 from benchmarks.puzzles import Puzzle, held_out, messages
-from benchmarks.recipes import BASE, BATCH, CLONED, LONGER, RECIPES, Plan, Recipe, Stage, Workshop
+from benchmarks.recipes import ALONE, BASE, BATCH, RECIPES, Plan, Recipe, Stage, Workshop
 from benchmarks.search import correct
 from benchmarks.stack import reference
-from benchmarks.training import POLICY, drawn, search, stored
+from benchmarks.training import POLICY, others, search, stored
 from server.search import Vote
 from server.service import Outcome, Service
 from server.traces.schema import Trace
@@ -166,7 +167,7 @@ async def measure_all(
                 book.put(key_of(shop, recipe), found)
             for stages in sources:
                 await service.weights.load({"policy": str(shop.of(stages))})
-                await search(service, drawn(plan.puzzles), [ASKED], shop.fresh(stages), advance)
+                await search(service, others(plan.puzzles), [ASKED], shop.fresh(stages), advance)
 
 
 def key_of(shop: Workshop, recipe: Recipe) -> str:
@@ -200,16 +201,17 @@ def error(values: Sequence[float]) -> float:
 
 
 def judge(report: Report, found: dict[str, dict[str, Any]]) -> None:
-    """The staged recipes against behaviour cloning alone, for the tokens of its first stage and of
-    both. The best of them is chosen by what it is judged by: the table has all."""
+    """The staged recipes against behaviour cloning alone: for the tokens of its first stage, for
+    those of both, and with the fresh answers. The best of them is chosen by what it is judged by:
+    the table has all."""
     rows = [
         compared(recipe.name, alone, found)
         for recipe in RECIPES
-        if len(recipe.stages) > 1
-        for alone in (CLONED, LONGER)
+        if len(recipe.stages) > 1 and recipe.name not in ALONE
+        for alone in ALONE
     ]
     report.table("Staged recipes, less behaviour cloning alone", rows)
-    for alone in (CLONED, LONGER):
+    for alone in ALONE:
         best = max((r for r in rows if r["less"] == alone), key=lambda r: float(r["pass_at_1"]))
         report.goal(f"{best['recipe']}, less {alone}: pass@1", best["pass_at_1"], ">", 0.0)
 

@@ -27,8 +27,10 @@ from trainer.train import train
 
 CONFIGS = ROOT / "configs" / "train"
 BATCH = 64  # sequences a step
+GRADIENT_BATCH = 256  # of a policy gradient: in fewer, one group's luck is what is learned
 BASE, CLONED = "base", "expert_iteration"
 LONGER = f"{CLONED}, twice as long"
+AGAIN = f"{CLONED}, {CLONED}, fresh"
 OBJECTIVES = (
     "sft",
     CLONED,
@@ -47,7 +49,7 @@ OBJECTIVES = (
 class Stage(NamedTuple):
     objective: str
     times: int = 1  # the tokens of the other stages
-    fresh: bool = False  # from samples of the policy that it begins with, not from the base's
+    fresh: bool = False  # from samples of the policy that it begins with, of other puzzles
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,9 @@ RECIPES = (
         for fresh in (False, True)
         for name in ("dpo", "grpo")
     ),
+    Recipe(AGAIN, (Stage(CLONED), Stage(CLONED, fresh=True))),
 )
+ALONE = (CLONED, LONGER, AGAIN)  # behaviour cloning and nothing else
 
 
 class Plan(NamedTuple):
@@ -133,7 +137,7 @@ class Workshop:
         stage = stages[-1]
         base, words = "sft", {"micro_batch": BATCH // 4, "batch": BATCH}
         if is_gradient(stage.objective):
-            base = "policy-gradient"
+            base, words = "policy-gradient", words | {"batch": GRADIENT_BATCH}
         elif read_header(rows).kind == "pairs":
             base, words = "dpo", {"micro_batch": BATCH // 8, "batch": BATCH // 2}
         steps = max(1, round(stage.times * self.plan.tokens / (words["batch"] * length_of(rows))))
@@ -143,6 +147,7 @@ class Workshop:
             "rows": [str(rows)],
             "output": str(self.run_of(stages) / "run"),
             "packing": "none",
+            "precision": "bfloat16",
             "steps": steps,
             "epochs": steps,  # as many as it takes
             "save_every": 1000,

@@ -14,6 +14,7 @@ from benchmarks.common import Report
 from benchmarks.puzzles import Puzzle, messages
 from benchmarks.stack import reference
 from server.engine.weights import fingerprint
+from server.profiles import choose
 from server.search import MCTS, BestOfN, Strategy
 from server.service import Service
 from server.traces.codec import LineWriter
@@ -34,10 +35,18 @@ def drawn(count: int) -> list[Puzzle]:
     return random.Random(0).sample(training(), count)
 
 
+def others(count: int) -> list[Puzzle]:
+    """So many with a larger number. The shipped policy learned from every puzzle that is `drawn`, but
+    from none of these."""
+    known = set(training())
+    return random.Random(0).sample([p for p in training(16) if p not in known], count)
+
+
 def key_of(policy: Path, count: int, searches: Sequence[Strategy]) -> str:
-    """The same for traces of the same weights, puzzles and searches."""
+    """The same for traces of the same weights, puzzles, searches and profile."""
     said = [s.model_dump(mode="json") for s in searches]
-    made_of = [fingerprint(str(policy)), fingerprint(str(PRM)), drawn(count), said]
+    profile = choose(str(policy)).model_dump(mode="json")
+    made_of = [fingerprint(str(policy)), fingerprint(str(PRM)), drawn(count), said, profile]
     return blake2b(json.dumps(made_of).encode(), digest_size=6).hexdigest()
 
 

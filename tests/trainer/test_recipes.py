@@ -9,7 +9,18 @@ from typing import get_args
 import pytest
 
 from benchmarks.objectives import drift
-from benchmarks.recipes import OBJECTIVES, RECIPES, Plan, Stage, Workshop, is_gradient, length_of
+from benchmarks.puzzles import held_out
+from benchmarks.recipes import (
+    ALONE,
+    OBJECTIVES,
+    RECIPES,
+    Plan,
+    Stage,
+    Workshop,
+    is_gradient,
+    length_of,
+)
+from benchmarks.training import drawn, others
 from tests.trainer import tiny
 from trainer.objectives import AnyObjective
 from trainer.rows import PairRow, TokenRow
@@ -21,6 +32,16 @@ def test_every_objective_of_a_policy_is_compared() -> None:
     policies -= {"labels"}  # which make it a judge, not better
     assert set(OBJECTIVES) == policies
     assert {r.stages[0].objective for r in RECIPES} == policies
+
+
+def test_what_cloning_alone_comes_to_is_measured() -> None:
+    assert set(ALONE) <= {r.name for r in RECIPES}
+
+
+def test_fresh_answers_are_to_puzzles_that_were_not_learned_or_measured() -> None:
+    asked = set(others(400))
+    assert len(asked) == 400
+    assert not asked & {*drawn(400), *held_out(272)}
 
 
 def test_policy_gradients_are_told_from_the_rest() -> None:
