@@ -112,7 +112,11 @@ async def test_openapi_describes_every_body_and_refers_to_nothing_missing() -> N
     assert refs(spec) <= {f"#/components/schemas/{name}" for name in schemas}
     assert "simulations" in schemas["MCTS"]["properties"]
     for path in ("/v1/chat/completions", "/v1/reason"):
-        assert spec["paths"][path]["post"]["requestBody"]["required"]
+        asked = spec["paths"][path]["post"]
+        assert asked["requestBody"]["required"]
+        headers = {p["name"]: p["schema"] for p in asked["parameters"] if p["in"] == "header"}
+        assert headers.keys() == {"Idempotency-Key", "x-ponder-resume", "x-ponder-seconds"}
+        assert re.fullmatch(headers["x-ponder-seconds"]["pattern"], "12.5")
 
 
 def refs(value: Any) -> set[str]:

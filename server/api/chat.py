@@ -12,7 +12,7 @@ from server.api.body import read_body
 from server.api.chat_reply import ChatCompletion, Reply
 from server.api.chat_schema import ChatRequest, SearchFields
 from server.api.deadline import within
-from server.api.docs import takes
+from server.api.docs import searches
 from server.api.effort import strategy_for
 from server.api.follow import Told, follow
 from server.api.live_path import LivePath
@@ -36,7 +36,7 @@ def routes(parts: Parts) -> APIRouter:
     @router.post(
         "/v1/chat/completions",
         response_model=ChatCompletion,
-        openapi_extra=takes(ChatRequest),
+        openapi_extra=searches(ChatRequest),
         summary="An answer to a conversation, found by a search",
     )
     async def complete(request: Request) -> Response:

@@ -12,6 +12,8 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from server.api.deadline import NUMBER, SECONDS
+from server.api.once import KEY, RESUME
 from server.errors import NotFound
 
 STATIC = Path(__file__).parent / "static"
@@ -39,6 +41,35 @@ ERROR = {
         }
     },
 }
+
+
+# Of a request for a search: name, meaning, schema.
+HEADERS = (
+    (
+        "Idempotency-Key",
+        "Requests with the same key and body are one search, and get the same reply.",
+        {"type": "string", "pattern": f"^{KEY.pattern}$"},
+    ),
+    (
+        RESUME,
+        "Only take up the search that this Idempotency-Key began.",
+        {"type": "string", "enum": ["true"]},
+    ),
+    (
+        SECONDS,
+        "How long the client still waits, whatever the body's budget is.",
+        {"type": "string", "pattern": f"^{NUMBER.pattern}$"},
+    ),
+)
+
+
+def searches(model: type[BaseModel]) -> dict[str, Any]:
+    """The OpenAPI of a route that takes a `model` and searches."""
+    parameters = [
+        {"in": "header", "name": name, "required": False, "description": said, "schema": schema}
+        for name, said, schema in HEADERS
+    ]
+    return {"parameters": parameters, **takes(model)}
 
 
 def takes(model: type[BaseModel]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from starlette.types import Receive
 
 from server.api.body import read_body
 from server.api.deadline import within
-from server.api.docs import takes
+from server.api.docs import searches
 from server.api.follow import Told, follow
 from server.api.parts import Parts
 from server.api.presets import filled
@@ -38,7 +38,7 @@ def routes(parts: Parts) -> APIRouter:
     @router.post(
         "/v1/reason",
         response_model=ReasonReply,
-        openapi_extra=takes(ReasonRequest),
+        openapi_extra=searches(ReasonRequest),
         summary="A search for an answer, with all of its parameters",
     )
     async def reason(request: Request) -> Response:
