@@ -19,6 +19,7 @@ from server.engine.weights import fingerprint
 from server.published import promoted
 from server.reward.verifiers import Regex
 from server.search import BestOfN
+from server.traces import compact
 from tests.exchanging import Device, FakePolicy
 from tests.fakes import EOS, FakeStream
 from tests.serving import PROFILE, serving, world
@@ -28,7 +29,7 @@ from trainer.folder import MODEL, REPORT, SETTINGS
 from trainer.loop import figures
 from trainer.loop.children import Children
 from trainer.loop.client import Client
-from trainer.loop.config import Gate, Learning, Loop, Measure, Run, Serve, TaskFiles
+from trainer.loop.config import Asked, Gate, Learning, Loop, Measure, Run, Serve, TaskFiles
 from trainer.loop.learn import Learner
 from trainer.loop.rounds import TRACES, Rounds, Runs
 from trainer.loop.search import Progress
@@ -208,6 +209,19 @@ async def test_a_plateau_is_the_end_of_a_phase(tmp_path: Path) -> None:
         "expert_iteration",
         "reinforce",
     ]
+
+
+async def test_a_phase_with_searches_of_its_own_asks_those(tmp_path: Path) -> None:
+    sampled = Asked(ask={"strategy": {"kind": "vote", "n": 3}, "temperature": 0.5})
+    phases = (
+        Learning(objective=ExpertIteration()),
+        Learning(objective=Reinforce(constant=True), begin="serving", searches=(sampled, sampled)),
+    )
+    stages, _ = await ran(loop_of(tmp_path, policy=phases), (8, 8, 9))
+    assert [stages[f"{n}/search"]["traces"] for n in (1, 2, 3)] == [4, 4, 8]
+    traces = list(compact.read(tmp_path / "out" / "round-03" / TRACES))
+    assert {t.sampling["temperature"] for t in traces} == {0.5}
+    assert {t.strategy["n"] for t in traces} == {3}
 
 
 async def test_labels_are_learned_by_what_was_trained_and_before_the_gate(tmp_path: Path) -> None:

@@ -147,6 +147,9 @@ class Learning(Run):
         "policy: of a PRM, the policy that serves, with a new head",
     )
     demonstrations: int = Field(0, ge=0, description="rows of them beside, others each round")
+    searches: tuple[Asked, ...] = Field(
+        (), description="of the tasks of a round that learns so; the loop's if unset"
+    )
 
     @model_validator(mode="after")
     def _mixes(self) -> Self:
@@ -177,7 +180,9 @@ class Loop(Frozen):
     per_round: int = Field(
         300, ge=1, description="training tasks, others each round; at most as many as there are"
     )
-    searches: tuple[Asked, ...] = Field(min_length=1, description="of each of them")
+    searches: tuple[Asked, ...] = Field(
+        min_length=1, description="of each of them, where a phase has none of its own"
+    )
     at_once: int = Field(16, ge=1, description="tasks at a time")
     also: tuple[str, ...] = Field((), description="further traces, as `compile` takes them")
     held_out: tuple[HeldOut, ...] = Field((KeptOut(),), description="of no training, as well")

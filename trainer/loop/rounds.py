@@ -137,7 +137,8 @@ class Rounds:
 
     async def _search(self, number: int) -> Record:
         client = await self._serving()
-        return await self._searched(client, number, TRACES, self.settings.searches)
+        asked = self.settings.policy[self._phase(number)].searches or self.settings.searches
+        return await self._searched(client, number, TRACES, asked)
 
     async def _rollouts(self, number: int, how: Refresh, runs: Runs) -> Record:
         async with self._trying() as client:
