@@ -63,7 +63,9 @@ class Losses(Frozen):
     clip_low: float = Field(0.2, gt=0, le=1)
     clip_high: float = Field(0.2, gt=0, description="above clip_low: DAPO's clip-higher")
     kl: Literal["k3", "exact"] = Field(
-        "k3", description="k3 needs logp_ref; exact keeps the reference model in memory"
+        "k3",
+        description="k3, an estimate, needs logp_ref and has no bound where a token became "
+        "unlikely; exact keeps the reference model in memory",
     )
     dpo_beta: float = Field(0.1, gt=0)  # 2305.18290
     dpo_smoothing: float = Field(0.0, ge=0, lt=0.5, description="share of pairs labelled wrongly")
@@ -121,7 +123,12 @@ class TrainConfig(Frozen):
     steps: int | None = Field(None, ge=1, description="end earlier")
     batch: int = Field(64, ge=1, description="sequences (of tree packing: packs) a step")
     micro_batch: int = Field(8, ge=1, description="of them a forward pass on a device")
-    bucket: int = Field(8, ge=1, description="steps among which sequences are sorted by length")
+    bucket: int = Field(
+        8,
+        ge=1,
+        description="steps among which sequences are sorted by length; 1 for policy gradients, "
+        "where answers of like length are right or wrong together",
+    )
     max_length: int | None = Field(None, ge=2, description="longer rows are dropped, and counted")
     packing: Literal["none", "tree"] = "none"
     pack_tokens: int = Field(4096, ge=16, description="of a pack, at most, if one row has no more")
