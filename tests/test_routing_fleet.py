@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
+from starlette.types import Receive, Send
 
 from server.config import HttpSettings
 from server.errors import EngineDead, EngineError
@@ -18,7 +19,7 @@ from server.routing.fleet import Fleet
 from server.routing.replica import LONGER, Replica
 from server.routing.route import Route
 from server.types import Load
-from tests.scripted import Scripted, document, free_port, refusal, serving
+from tests.scripted import Reply, Scripted, document, free_port, refusal, serving
 from tests.serving import until
 
 ANSWER = {"done": True}
@@ -181,13 +182,22 @@ async def test_one_that_works_is_ready_for_all(pair: list[Scripted]) -> None:
             await servers.check()
 
 
+def after(event: asyncio.Event, reply: Reply) -> Reply:
+    async def late(receive: Receive, send: Send) -> None:
+        await event.wait()
+        await reply(receive, send)
+
+    return late
+
+
 async def test_one_that_does_not_answer_keeps_no_other_from_being_ready(
     pair: list[Scripted],
 ) -> None:
     """Whichever of them it is."""
     async with fleet(pair[0].url, pair[1].url, connect_timeout=60) as servers:
         for silent, other in (pair, pair[::-1]):
-            silent.pages["/health"], other.pages["/health"] = silent.hanging(), document({})
+            silent.pages["/health"] = silent.hanging()
+            other.pages["/health"] = after(silent.waiting, document({}))
             async with asyncio.timeout(10):
                 await servers.check()
                 await silent.dropped.wait()

@@ -179,9 +179,10 @@ async def gauge(http: httpx.AsyncClient, name: str) -> float:
 
 
 async def test_a_dropped_stream_leaves_nothing_running_in_this_process(parts: World) -> None:
-    body = {"question": QUESTIONS[0], "strategy": {"kind": "best_of_n", "n": 200}, "stream": True}
+    body = {"question": QUESTIONS[0], "strategy": {"kind": "best_of_n", "n": 128}, "stream": True}
     async with connected(parts) as http:
         async with http.stream("POST", "/v1/reason", json=body) as reply:
+            assert reply.status_code == 200
             await anext(reply.aiter_lines())
             await until(lambda: parts.engine.load().running > 0, seconds=30)
             assert await gauge(http, "ponder_engine_requests_running") > 0
@@ -197,10 +198,14 @@ async def test_a_dropped_stream_leaves_nothing_running_in_a_remote_vllm(tmp_path
         engine = HttpEngine(HttpSettings(url=url, model=model))
         await engine.start()
         async with world(engine, None, tmp_path) as parts, connected(parts) as http:
-            strategy = {"kind": "best_of_n", "n": 200}
+            strategy = {"kind": "best_of_n", "n": 128}
             body = {"question": QUESTIONS[0], "strategy": strategy, "stream": True}
             async with http.stream("POST", "/v1/reason", json=body) as reply:
+                assert reply.status_code == 200
                 await anext(reply.aiter_lines())
+                async with asyncio.timeout(30):
+                    while not await metric(url, "vllm:num_requests_running"):  # noqa: ASYNC110
+                        await asyncio.sleep(0.05)
             async with asyncio.timeout(2):
                 for name in ("vllm:num_requests_running", "vllm:num_requests_waiting"):
                     while await metric(url, name):  # noqa: ASYNC110  (a metric has no event)
