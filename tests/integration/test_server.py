@@ -204,7 +204,7 @@ async def test_a_dropped_stream_leaves_nothing_running_in_a_remote_vllm(tmp_path
                 assert reply.status_code == 200
                 await anext(reply.aiter_lines())
                 async with asyncio.timeout(30):
-                    while not await metric(url, "vllm:num_requests_running"):  # noqa: ASYNC110
+                    while not await metric(url, "vllm:num_requests_running"):  # noqa: ASYNC110  (a metric has no event)
                         await asyncio.sleep(0.05)
             async with asyncio.timeout(2):
                 for name in ("vllm:num_requests_running", "vllm:num_requests_waiting"):
