@@ -153,8 +153,6 @@ class Workshop:
             "save_every": 1000,
             "log_every": 10,
         }
-        if stage.objective == "reinforce":
-            said["losses.policy"] = "pg"
         if len(stages) > 1 and not stage.fresh:
             # Another policy's answers: their weight is cut off, and none is refused.
             said |= {"max_gap": None, "off_policy.reject": None}

@@ -64,7 +64,7 @@ class Losses(Frozen):
     clip_high: float = Field(0.2, gt=0, description="above clip_low: DAPO's clip-higher")
     kl: Literal["k3", "exact"] = Field(
         "k3",
-        description="k3, an estimate, needs logp_ref and has no bound where a token became "
+        description="k3, an estimate, needs logp_ref and is linear where a token became very "
         "unlikely; exact keeps the reference model in memory",
     )
     dpo_beta: float = Field(0.1, gt=0)  # 2305.18290

@@ -6,11 +6,15 @@ they stand in. Log-probabilities are natural, in float32.
 
 from __future__ import annotations
 
+from math import expm1
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from trainer.config import Losses
+
+K3_LINEAR = 2.0  # log ratio; nats
 
 
 def log_probs(logits_P_V: Tensor, target_P: Tensor, temperature_P: Tensor | None = None) -> Tensor:
@@ -48,9 +52,15 @@ def policy_gradient(
 
 
 def k3(logp_P: Tensor, ref_P: Tensor) -> Tensor:
-    """Schulman's estimate of KL(p || ref) from a sample of p: r - 1 - log r, r = ref / p. [P]"""
+    """Schulman's estimate of KL(p || ref) from a sample of p: r - 1 - log r, r = ref / p. [P]
+
+    Above log r = K3_LINEAR it goes on along its tangent: one token that became unlikely pulls back
+    by less than exp(K3_LINEAR), where r itself can be 1e5 and all of a step.
+    """
     log_ratio_P = ref_P - logp_P
-    return torch.exp(log_ratio_P) - 1 - log_ratio_P
+    near_P = log_ratio_P.clamp(max=K3_LINEAR)
+    beyond_P = (log_ratio_P - near_P) * expm1(K3_LINEAR)
+    return torch.exp(near_P) - 1 - near_P + beyond_P
 
 
 def exact_kl(logits_P_V: Tensor, ref_P_V: Tensor, temperature_P: Tensor | None) -> Tensor:

@@ -101,6 +101,17 @@ def test_k3() -> None:
     torch.testing.assert_close(gradient(loss.sum(), given), (1 - 2) * GRADIENT_OF_LOGP)
 
 
+def test_k3_of_a_token_that_became_unlikely_is_bounded_in_its_pull() -> None:
+    logp = torch.tensor([-1.0, -3.0, -3.5, -13.0], requires_grad=True)
+    found = losses.k3(logp, torch.full((4,), -1.0))
+    (slope,) = torch.autograd.grad(found.sum(), logp)
+    steepest = 1 - math.exp(losses.K3_LINEAR)
+    torch.testing.assert_close(slope, torch.tensor([0.0, steepest, steepest, steepest]))
+    at_the_bend = math.exp(2.0) - 1 - 2.0
+    expected = torch.tensor([0.0, at_the_bend, at_the_bend - 0.5 * steepest])
+    torch.testing.assert_close(found[:3].detach(), expected)
+
+
 def test_k3_is_the_divergence_on_average() -> None:
     ref = torch.tensor([0.5, 0.25, 0.25])
     mean = (P * losses.k3(P.log(), ref.log())).sum()

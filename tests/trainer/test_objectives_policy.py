@@ -193,6 +193,19 @@ def test_expert_iteration_keeps_no_two_alike() -> None:
     assert list(rows(ExpertIteration(distinct="answer"), growing.tree())[0]) == [b"X =  1\0"]
 
 
+@pytest.mark.parametrize(
+    "first, kept", [("score", b"bbb\0"), ("longest", b"cc\ncc\0"), ("shortest", b"a\0")]
+)
+def test_which_paths_expert_iteration_keeps(first: str, kept: bytes) -> None:
+    growing = Growing()
+    growing.add(0, "a", outcome=1.0, prm_agg=0.5)
+    growing.add(0, "bbb", outcome=1.0, prm_agg=0.75)
+    step = growing.add(0, "cc\n")
+    growing.add(step, "cc", outcome=1.0, prm_agg=0.25)
+    found, tally = rows(ExpertIteration(k=1, first=first), growing.tree())
+    assert (list(found), tally) == ([kept], {"a path beyond k": 2})
+
+
 def test_expert_iteration_over_the_searches_of_a_problem() -> None:
     first, second = Growing(), Growing()
     first.add(0, "a", outcome=1.0, prm_agg=0.5)

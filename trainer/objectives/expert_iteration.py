@@ -25,7 +25,10 @@ Key = tuple[str | None, ...]
 class ExpertIteration(Objective):
     kind: Literal["expert_iteration"] = "expert_iteration"
     makes: ClassVar[Kind] = "tokens"
-    k: int = Field(4, ge=1, description="paths of a problem, at most, the best scored first")
+    k: int = Field(4, ge=1, description="paths of a problem, at most")
+    first: Literal["score", "longest", "shortest"] = Field(
+        "score", description="which of a problem's right paths are kept before others"
+    )
     least: float = Field(1.0, ge=0, le=1, description="outcome of a path that is learned")
     distinct: Literal["steps", "answer"] = Field(
         "steps", description="paths are alike with the same answer and steps, or the same answer"
@@ -44,13 +47,21 @@ class ExpertIteration(Objective):
         ]
         if not right:
             tally["a problem without a right path"] += 1
-        right.sort(key=lambda found: -worth(found[1]))
+        right.sort(key=lambda found: self.place(found[1]))
         distinct = {self.key(tree, end): (tree, end) for tree, end in reversed(right)}
         tally["a path like another"] += len(right) - len(distinct)
         kept = [found for found in right if found in distinct.values()]
         tally["a path beyond k"] += len(kept[self.k :])
         for tree, end in kept[: self.k]:
             yield from sequences(tree, [end], lambda node, end: Mark(ce=1.0))
+
+    def place(self, end: Node) -> float:
+        """Less for a path that comes before others. Longest first: who goes back and tries again
+        is learned from (journey learning, arXiv 2410.18982, section 3)."""
+        if self.first == "score":
+            return -worth(end)
+        tokens = sum(len(node.ids) for node in end.path())
+        return -tokens if self.first == "longest" else tokens
 
     def key(self, tree: Tree, end: Node) -> Key:
         """The same for paths that are alike."""
