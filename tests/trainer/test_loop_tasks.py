@@ -32,7 +32,7 @@ def task(name: str, text: str = "", verify: Any = None) -> Task:
 def test_the_shipped_loop_is_read() -> None:
     loop = load(Loop, SHIPPED)
     kinds = [phase.objective.kind for phase in loop.policy]
-    assert kinds == ["expert_iteration", "grpo"]
+    assert kinds == ["expert_iteration", "dpo"]
     assert loop.serve.config is not None and loop.serve.config.is_file()
     assert loop.published == loop.out / "weights"
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from math import exp
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,9 @@ def by_hand(model: Path, rows: list[TokenRow], config: TrainConfig) -> tuple[Ten
         ratio = (logp - prox).exp()
         truncated = (prox - sampled).exp().clamp(max=2.0)
         surrogate = torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage) * truncated
-        estimate = (ref - logp).exp() - 1 - (ref - logp)
+        apart = ref - logp
+        tangent = exp(2.0) - 1 - 2.0 + (exp(2.0) - 1) * (apart - 2.0)
+        estimate = torch.where(apart < 2.0, apart.exp() - 1 - apart, tangent)
         verdict = torch.tensor(list(row.verdict))
         asked = (~verdict.isnan()).float()
         verdict = verdict.nan_to_num()
