@@ -3,7 +3,7 @@
 `python -m benchmarks.loop [--quick] [--rounds N] [--out FOLDER] [--json PATH]`
 
 Rounds of `configs/train/loop.yaml`: searches on training puzzles, expert iteration from the base
-(and policy gradients, once a round no longer helps), the PRM refreshed on what the new policy
+(and preferences, once a round no longer helps much), the PRM refreshed on what the new policy
 writes, a gate on puzzles of its own, and figures on 200 held-out puzzles that neither training nor
 the gate saw. A row is a round; round 0 is the shipped pair. The plot stands beside the JSON.
 

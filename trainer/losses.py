@@ -55,7 +55,8 @@ def k3(logp_P: Tensor, ref_P: Tensor) -> Tensor:
     """Schulman's estimate of KL(p || ref) from a sample of p: r - 1 - log r, r = ref / p. [P]
 
     Above log r = K3_LINEAR it goes on along its tangent: one token that became unlikely pulls back
-    by less than exp(K3_LINEAR), where r itself can be 1e5 and all of a step.
+    by less than exp(K3_LINEAR), where r itself can be 1e5 and all of a step. Its mean is then less
+    than the divergence by what such tokens would add.
     """
     log_ratio_P = ref_P - logp_P
     near_P = log_ratio_P.clamp(max=K3_LINEAR)
