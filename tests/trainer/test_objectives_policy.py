@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, TypeAdapter
 
-from server.profiles import AnswerProfile, Profile
+from server.profiles import AnswerProfile, Backtrack, Profile
 from server.traces.schema import PartRecord
 from tests.trainer.trees import Growing, small, small_trace
 from trainer.objectives import AnyObjective
@@ -204,6 +204,20 @@ def test_which_paths_expert_iteration_keeps(first: str, kept: bytes) -> None:
     growing.add(step, "cc", outcome=1.0, prm_agg=0.25)
     found, tally = rows(ExpertIteration(k=1, first=first), growing.tree())
     assert (list(found), tally) == ([kept], {"a path beyond k": 2})
+
+
+def test_a_step_taken_again_from_the_same_state_need_not_be_learned() -> None:
+    written = ["left: 1\n", "left: 2\n", "to 1\n", "left: 2\n", "left: 3\n", "left: 2\n"]
+    growing, at = Growing(), 0
+    for step in written:
+        at = growing.add(at, step)
+    growing.add(at, "end", outcome=1.0)
+    backtrack = Backtrack(state=r"(?:left:|to) (\d)")
+    tree = Tree(growing.trace(), "here", profile=Profile(name="x", backtrack=backtrack))
+    for repeats, dropped in ((True, ()), (False, (3,))):  # from 1 to 2 again; from 3 it is new
+        ((_, row),) = rows(ExpertIteration(repeats=repeats), tree)[0].items()
+        learned = [w for n, s in enumerate(written) for w in [float(n not in dropped)] * len(s)]
+        assert row.ce == [0, 0, *learned, 1, 1, 1, 1]
 
 
 def test_expert_iteration_over_the_searches_of_a_problem() -> None:

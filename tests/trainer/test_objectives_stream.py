@@ -84,6 +84,14 @@ def test_only_so_many_branches_the_ones_that_scored_highest() -> None:
     assert "3+3=6" in text and "12+2=14" not in text
 
 
+def test_a_branch_that_stands_where_the_right_one_does_is_not_called_wrong() -> None:
+    """Its answer is wrong, but \"24 is not 24\" would be, too."""
+    tree = grown()
+    slip = tree.add(0, "1+2=24 (left: 1 24)\n")
+    tree.add(slip, "Answer: 1+2\n", outcome=0.0, prm_agg=1.0)
+    assert told(tree.tree())[0][0][0] == told(grown().tree())[0][0][0]
+
+
 def test_wrong_steps_may_weigh_nothing() -> None:
     ((_, row),), _ = told(grown().tree(), wrong=0.0)
     kept = [i for i, w in zip(row.ids, row.ce, strict=True) if w]

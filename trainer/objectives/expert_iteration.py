@@ -6,7 +6,8 @@ Rejection-sampling fine-tuning (arXiv 2308.01825, section 3.3: distinct paths) a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from functools import partial
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -15,6 +16,7 @@ from server.reward.answer import answer_key, extract
 from trainer.node import Node
 from trainer.objectives.objective import Objective, Tally
 from trainer.objectives.sft import worth
+from trainer.objectives.stream_of_search import states
 from trainer.rows import Kind, Row
 from trainer.sequences import Mark, sequences
 from trainer.tree import Tree
@@ -32,6 +34,9 @@ class ExpertIteration(Objective):
     least: float = Field(1.0, ge=0, le=1, description="outcome of a path that is learned")
     distinct: Literal["steps", "answer"] = Field(
         "steps", description="paths are alike with the same answer and steps, or the same answer"
+    )
+    repeats: bool = Field(
+        True, description="steps, too, that a path took before from the same state are learned"
     )
 
     @property
@@ -53,7 +58,8 @@ class ExpertIteration(Objective):
         kept = [found for found in right if found in distinct.values()]
         tally["a path beyond k"] += len(kept[self.k :])
         for tree, end in kept[: self.k]:
-            yield from sequences(tree, [end], lambda node, end: Mark(ce=1.0))
+            again = set() if self.repeats else repeated(tree, end.path())
+            yield from sequences(tree, [end], partial(mark, again))
 
     def place(self, end: Node) -> float:
         """Less for a path that comes before others. Longest first: who goes back and tries again
@@ -68,6 +74,23 @@ class ExpertIteration(Objective):
         answer = end.record.answer_norm or final(tree, end)
         steps = [" ".join(n.record.text.split()).casefold() for n in end.path()]
         return (answer, *steps) if self.distinct == "steps" or answer is None else (answer,)
+
+
+def mark(again: Collection[Node], node: Node, end: Node) -> Mark | None:
+    return None if node in again else Mark(ce=1.0)
+
+
+def repeated(tree: Tree, path: Sequence[Node]) -> set[Node]:
+    """The steps that were taken before from the same state: where a path goes in circles. What
+    comes after them is learned, for that is how the circle is left."""
+    seen: set[tuple[str, str]] = set()
+    found: set[Node] = set()
+    for before, node in zip(states(tree, path), path, strict=False):
+        step = (before, node.record.text.strip())
+        if step in seen:
+            found.add(node)
+        seen.add(step)
+    return found
 
 
 def final(tree: Tree, end: Node) -> str | None:

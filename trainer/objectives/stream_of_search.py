@@ -60,12 +60,14 @@ class StreamOfSearch(Objective):
     def _wrong(self, tree: Tree, best: Node) -> list[Node]:
         """Ends of branches that are told: of the wrong ones, those that scored highest."""
         prompt = tree.turns(best)[0].prompt
+        goal = state(tree, body(tree, best))  # where only an answer without its right is wrong
         found = [
             end
             for end in tree.judged
             if (end.outcome or 0.0) < self.least
             and [t.prompt for t in tree.turns(end)] == [prompt]
             and not set(body(tree, end)) <= set(best.path())
+            and state(tree, body(tree, end)) != goal
         ]
         distinct = {body(tree, end)[-1]: end for end in found}
         return sorted(distinct.values(), key=lambda e: (-worth(e), e.id))[: self.branches]
@@ -133,13 +135,19 @@ def body(tree: Tree, end: Node) -> list[Node]:
 
 def state(tree: Tree, path: Sequence[Node]) -> str:
     """Where a path stands, in words."""
-    asked = next((m.content for m in reversed(tree.messages) if m.role == "user"), "")
-    steps = [asked, *(node.record.text for node in path)]
+    *_, last = states(tree, path)
+    return last
+
+
+def states(tree: Tree, path: Sequence[Node]) -> Iterator[str]:
+    """Where a path stands before its first step, and after each."""
     pattern = tree.profile.backtrack.state
-    if pattern is None:
-        return steps[-1].strip()
-    found = [match[1] for match in re.finditer(pattern, "\n".join(steps))]
-    return found[-1] if found else steps[-1].strip()
+    asked = next((m.content for m in reversed(tree.messages) if m.role == "user"), "")
+    known = None
+    for words in (asked, *(node.record.text for node in path)):
+        if pattern is not None:
+            known = next((m[1] for m in reversed([*re.finditer(pattern, words)])), known)
+        yield words.strip() if known is None else known
 
 
 def _order(end: Node, best: Node) -> tuple[int, ...]:
