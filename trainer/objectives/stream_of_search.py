@@ -60,7 +60,7 @@ class StreamOfSearch(Objective):
     def _wrong(self, tree: Tree, best: Node) -> list[Node]:
         """Ends of branches that are told: of the wrong ones, those that scored highest."""
         prompt = tree.turns(best)[0].prompt
-        goal = state(tree, body(tree, best))  # where only an answer without its right is wrong
+        goal = state(tree, body(tree, best))  # who stands there need not go back
         found = [
             end
             for end in tree.judged
