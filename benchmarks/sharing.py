@@ -1,8 +1,12 @@
 """Two tenants on one policy whose KV cache holds some sixty answers: one sends a flood of searches,
 the other one at a time. Requests thrown out of the cache, tokens a second, and how long the
-second tenant waits, with the policy shared between searches and without.
+second tenant waits, with the policy shared between searches and without, in turns.
 
 `python -m benchmarks.sharing [--quick] [--json PATH]`
+
+Work is in tokens a second: the second tenant goes on until the flood is over, so that a run in
+which it waits less has more to do. Its mean is over all the time that it waited, the search that
+the end of the flood broke off among it: where it starves, few of its searches end at all.
 """
 
 from __future__ import annotations
@@ -24,7 +28,8 @@ from server.service import Service
 
 KV_BYTES = 16 << 20  # 3 KiB a token, blocks of 32 tokens: 170 blocks
 FLOOD = 28  # searches at once
-SEARCHES = 84  # of the flood
+SEARCHES = 112  # of the flood
+ROUNDS = 3
 METHODS: dict[str, Strategy] = {"best-of-32": BestOfN(n=32), "beam 4x4": Beam(width=4, branch=4)}
 
 
@@ -37,6 +42,14 @@ class Seen:
     preempted: int = 0
     kv: list[float] = field(default_factory=list)  # share of the cache in use, sampled
     waits: list[float] = field(default_factory=list)  # seconds of the second tenant's searches
+
+    def add(self, other: Seen) -> None:
+        """One more run."""
+        self.seconds += other.seconds
+        self.tokens += other.tokens
+        self.preempted += other.preempted
+        self.kv += other.kv
+        self.waits += other.waits
 
 
 async def ask(service: Service, strategy: Strategy, puzzle: Puzzle, tenant: str) -> int:
@@ -112,6 +125,7 @@ def row(name: str, seen: Seen, shared: bool) -> dict[str, Any]:
         "preempted": seen.preempted,
         "kv_mean": sum(seen.kv) / len(seen.kv),
         "second_searches": len(seen.waits),
+        "second_mean_s": seen.seconds / max(1, len(seen.waits)),
         "second_p50_s": cuts[9],
         "second_p95_s": cuts[18],
     }
@@ -119,24 +133,28 @@ def row(name: str, seen: Seen, shared: bool) -> dict[str, Any]:
 
 async def main() -> None:
     chosen = options(__doc__)
+    rounds = 1 if chosen.quick else ROUNDS
     puzzles = held_out(FLOOD if chosen.quick else SEARCHES)
-    report = Report("sharing", quick=chosen.quick, kv_bytes=KV_BYTES, flood=FLOOD)
-    rows: list[dict[str, Any]] = []
+    report = Report("sharing", quick=chosen.quick, kv_bytes=KV_BYTES, flood=FLOOD, rounds=rounds)
+    runs = {(name, enabled): Seen() for name in METHODS for enabled in (False, True)}
     async with reference(**{"policy.kv_cache_bytes": KV_BYTES}) as service:
-        with report.progress(2 * len(METHODS)) as advance:
-            for name, strategy in METHODS.items():
-                for enabled in (False, True):
+        await flood(service, METHODS["best-of-32"], puzzles[:FLOOD])  # warm up
+        with report.progress(rounds * len(runs)) as advance:
+            for _ in range(rounds):
+                for (name, enabled), seen in runs.items():
                     scheduling = Scheduling(enabled=enabled)
                     settings = service.settings.model_copy(update={"scheduling": scheduling})
-                    seen = await measured(Service(settings, service.models), strategy, puzzles)
-                    rows.append(row(name, seen, enabled))
+                    anew = Service(settings, service.models)
+                    seen.add(await measured(anew, METHODS[name], puzzles))
                     advance()
+    rows = [row(name, seen, enabled) for (name, enabled), seen in runs.items()]
     report.table("A flood of searches, and a second tenant that sends one at a time", rows)
     for without, shared in zip(rows[::2], rows[1::2], strict=True):
-        name = shared["search"]
+        name, speed = shared["search"], "tokens_per_second"
+        waits = "second_mean_s"
         report.goal(f"{name}: preempted", shared["preempted"], "<=", without["preempted"] / 10)
-        report.goal(f"{name}: second p50", shared["second_p50_s"], "<=", without["second_p50_s"])
-        report.goal(f"{name}: seconds", shared["seconds"], "<=", 1.1 * without["seconds"])
+        report.goal(f"{name}: second's mean", shared[waits], "<=", without[waits])
+        report.goal(f"{name}: tokens a second", shared[speed], ">=", 0.9 * without[speed])
     report.write(chosen.json)
 
 

@@ -90,6 +90,12 @@ def test_an_engine_that_tells_nothing_is_bounded_by_its_sequences_alone() -> Non
     assert not it.fits(1)
 
 
+def test_what_an_engine_threw_out_before_is_no_sign_of_congestion() -> None:
+    it, _ = room(Load(8, 0, 64, 0.1, 1000, preempted=5))
+    it.take(1)
+    assert it.fits(1) and not it.full and it.overcommit == 1.0
+
+
 def test_an_engine_that_started_anew_counts_from_nothing() -> None:
     it, said = room(Load(8, 0, 64, 0.1, 1000, preempted=5))
     it.take(1)

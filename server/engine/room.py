@@ -36,7 +36,7 @@ class Room:
         self._growth = SLOW_START
         self._short = False  # it was for want of tokens that the last request did not fit
         self._recovering = 0  # tokens to be given back before another sign counts
-        self._preempted = 0
+        self._preempted: int | None = None  # so far, when the engine was last looked at
         self._kv = 0.0  # what the engine said last
         self._ceiling = 2.0  # of `overcommit`, until it says something new
 
@@ -64,7 +64,8 @@ class Room:
         """Take note of what the engine says."""
         if load.kv != self._kv:
             self._kv, self._ceiling = load.kv, 2 * self.overcommit
-        if load.kv >= self._high or load.preempted > self._preempted:
+        before = load.preempted if self._preempted is None else self._preempted
+        if load.kv >= self._high or load.preempted > before:
             self._congested(load)
             self.full = load.kv >= self._low
         elif load.kv < self._low:
