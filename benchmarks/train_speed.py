@@ -5,7 +5,8 @@
 Packing: every answer of a search is a row of a policy gradient; flat rows are padded to the longest
 of a pass, in the order of like lengths that `train` has anyway. A pass without packing has 16 rows,
 with packing a tree of as many tokens as the table says, so that passes are of about one size. The
-samples of best-of-16 share little but their prompt, which is the worst that packing meets.
+searches are those that the trainer learns from, and two that share more: the samples of best-of-16
+have little in common but their prompt, the paths of a beam nearly all.
 
 TRL: right answers, pretokenised, by `trainer.train` and by TRL's SFTTrainer, in random order (its
 default) and by length (its best), with the same model, batch, precision and optimizer, without logs
@@ -39,7 +40,7 @@ from trl import SFTConfig, SFTTrainer
 from benchmarks.common import Report, arguments
 from benchmarks.training import POLICY, SEARCHES, stored
 from server.reward.verifiers import Countdown
-from server.search import Strategy
+from server.search import Beam, Rebase, Strategy
 from trainer.compile import Compile, Compiler
 from trainer.config import Losses, Optimizer, TrainConfig
 from trainer.objectives import AnyObjective
@@ -55,6 +56,7 @@ ROUNDS = 7
 BATCH, MICRO = 64, 16  # rows
 PASSES = 3  # over the rows, beside TRL
 PACKS = (512, 1024, 2048)  # tokens
+PACKED: tuple[Strategy, ...] = (*SEARCHES, Rebase(n=32), Beam(width=8, branch=4))
 PLAIN = Losses(policy="pg", ref_kl=0)  # one model, and no pass to score rows before
 Run = Callable[[], tuple[Trainer, int]]  # a trainer, and the tokens of a pass with its padding
 
@@ -187,14 +189,20 @@ def made(folder: Path) -> Path:
     return folder
 
 
+def only(traces: Path, searches: Sequence[Strategy], folder: Path) -> Path:
+    """The traces of these searches."""
+    kinds = [f'"kind":"{strategy.kind}"' for strategy in searches]
+    kept = folder / "traces.jsonl"
+    with traces.open() as lines:
+        kept.write_text("".join(s for s in lines if any(kind in s for kind in kinds)))
+    return kept
+
+
 def packing(
     report: Report, model: str, traces: Path, strategy: Strategy, rounds: int, folder: Path
 ) -> list[dict[str, Any]]:
     """Rows of the table: what one strategy's trees cost."""
-    only = folder / "traces.jsonl"
-    lines = traces.read_text().splitlines(keepends=True)
-    only.write_text("".join(s for s in lines if f'"kind":"{strategy.kind}"' in s))
-    file = compiled(only, folder / "rows.parquet", TreePg())
+    file = compiled(only(traces, (strategy,), folder), folder / "rows.parquet", TreePg())
     trees = read_header(file).report["used"]
     runs = packing_runs(model, file, folder, PACKS[1:2] if report.quick else PACKS)
     with report.progress(len(runs) * (rounds + 1)) as advance:
@@ -218,6 +226,7 @@ def packing(
 def beside_trl(
     report: Report, model: str, traces: Path, rounds: int, folder: Path
 ) -> list[dict[str, Any]]:
+    traces = only(traces, SEARCHES, folder)
     file = compiled(traces, folder / "sft.parquet", ExpertIteration(k=32))
     rows = [row for row in read_rows(file) if isinstance(row, TokenRow)]
     config = TrainConfig(
@@ -253,8 +262,9 @@ def beside_trl(
 
 
 def judge(report: Report, trees: Sequence[dict[str, Any]], trl: Sequence[dict[str, Any]]) -> None:
-    best = max(row["fewer_tokens"] for row in trees if row["search"] == "mcts")
-    report.goal("mcts: tokens of flat rows over those of trees", best, ">=", 2.0)
+    for kind in dict.fromkeys(row["search"] for row in trees):
+        best = max(row["fewer_tokens"] for row in trees if row["search"] == kind)
+        report.goal(f"{kind}: tokens of flat rows over those of trees", best, ">=", 2.0)
     for row in trl[1:]:
         # Not slower, as far as the rounds can tell.
         least = row["over_ours"] + 2 * row["error"]
@@ -282,12 +292,12 @@ def main() -> None:
         model=chosen.model.name,
     )
     model = str(chosen.model.resolve())
-    traces = asyncio.run(stored(report, chosen.model.resolve(), puzzles))
+    traces = asyncio.run(stored(report, chosen.model.resolve(), puzzles, PACKED))
     torch.set_num_threads(threads)
     disable_progress_bar()
     trees: list[dict[str, Any]] = []
     with TemporaryDirectory() as temporary:
-        for strategy in SEARCHES:
+        for strategy in PACKED:
             folder = made(Path(temporary) / strategy.kind)
             trees += packing(report, model, traces, strategy, rounds, folder)
         report.table("Trees of tokens against flat rows, a pass over a search's answers", trees)
