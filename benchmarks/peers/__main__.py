@@ -7,8 +7,9 @@ One vLLM server for the policy and one for the PRM serve every row but those "in
 systems get the same held-out puzzles, the same temperature, token limits and step delimiter, and
 no system prompt; a method has 16 samples (beam: width 4) or as many policy tokens. Each system runs
 in a process of its own, the peers in virtual environments of their own with exact versions
-(`.cache/peers`), with their limits on requests in flight lifted. Starting and warming up do not
-count.
+(`.cache/peers`), with their limits on requests in flight lifted. All are started before any is
+measured, and take turns at each method, so that what is compared is measured within the same
+minutes. Starting and warming up do not count.
 
 Policy and PRM tokens are differences of the servers' own counters. Idle is the share of the time
 in which the policy's server had no request that it had not answered, in flight their mean number;
@@ -26,7 +27,7 @@ import json
 import re
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from statistics import fmean, median
 from typing import Any
 
@@ -161,6 +162,12 @@ def run_of(system: System, job: Job, puzzles: list[Puzzle], found: dict[str, Any
     )
 
 
+def started(system: System, at: Servers | None) -> AbstractAsyncContextManager[Worker]:
+    python = python_of(system.peer) if system.peer else None
+    own = at if system.served else None
+    return worker(system.module, *system.arguments, servers=own, python=python)
+
+
 class Bench:
     def __init__(self, options: argparse.Namespace, advance: Callable[[], None]):
         self.runs: list[Run] = []
@@ -173,22 +180,25 @@ class Bench:
         chosen = [
             s for s in SYSTEMS if not self._options.only or plain(s.name) in self._options.only
         ]
-        if any(s.served for s in chosen):
-            async with servers(self._profile) as at:
-                for system in (s for s in chosen if s.served):
-                    await self._system(system, at)
-        for system in (s for s in chosen if not s.served):
-            await self._system(system, None)
+        methods = dict.fromkeys(method for system in chosen for method in system.methods)
+        async with AsyncExitStack() as stack:
+            at = None
+            if any(s.served for s in chosen):
+                at = await stack.enter_async_context(servers(self._profile))
+            workers = {s: await stack.enter_async_context(started(s, at)) for s in chosen}
+            for at_once in (1, TOGETHER):
+                for method in (m for m in methods if self._wanted(m, at_once)):
+                    for system in (s for s in chosen if method in s.methods):
+                        await self._turn(workers[system], system, method, at_once, at)
 
-    async def _system(self, system: System, at: Servers | None) -> None:
-        """Its rows. A system that fails has no more of them, and the others go on."""
+    async def _turn(
+        self, own: Worker, system: System, method: str, at_once: int, at: Servers | None
+    ) -> None:
+        """A row. A system that fails has no more of them, and the others go on."""
+        if system.name in self.failed:
+            return
         try:
-            python = python_of(system.peer) if system.peer else None
-            async with worker(system.module, *system.arguments, servers=at, python=python) as own:
-                for at_once in (1, TOGETHER):
-                    for method in system.methods:
-                        if self._wanted(method, at_once):
-                            await self._method(own, system, method, at_once, at)
+            await self._method(own, system, method, at_once, at if system.served else None)
         except WorkerFailed as error:
             self.failed.append(system.name)
             print(error, file=sys.stderr)

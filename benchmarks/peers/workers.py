@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
+from typing import IO, Any
 
 import httpx
 
@@ -25,7 +25,7 @@ TOLD = 4000  # bytes of a failed worker's last words
 
 
 class WorkerFailed(Exception):
-    pass
+    """It ended; with its last words."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,9 @@ def total(metrics: str, name: str) -> float:
 
 
 class Worker:
-    def __init__(self, process: Process, servers: Servers | None):
-        self._process, self._servers = process, servers
+    def __init__(self, module: str, process: Process, servers: Servers | None, words: IO[bytes]):
+        self._module, self._process, self._servers = module, process, servers
+        self._words = words  # what it says beside its answers
 
     async def run(self, job: Job) -> dict[str, Any]:
         """What it answered, and the servers' counts over that time. Raises `WorkerFailed`."""
@@ -86,7 +87,7 @@ class Worker:
         assert self._process.stdout is not None
         line = await self._process.stdout.readline()
         if not line:
-            raise WorkerFailed
+            raise WorkerFailed(f"{self._module}: {_last(self._words)}")
         message: dict[str, Any] = json.loads(line)
         return message
 
@@ -108,10 +109,7 @@ def counted(before: Reading, after: Reading, wall: float) -> dict[str, Any]:
 async def worker(
     module: str, *arguments: str, servers: Servers | None, python: Path | None = None
 ) -> AsyncIterator[Worker]:
-    """`benchmarks.peers.MODULE` in a process; it ends when the block is left.
-
-    Raises `WorkerFailed` with its last words if it did.
-    """
+    """`benchmarks.peers.MODULE` in a process; it ends when the block is left."""
     with TemporaryFile() as words:
         process = await create_subprocess_exec(
             *(str(python or sys.executable), "-m", f"benchmarks.peers.{module}", *arguments),
@@ -123,17 +121,15 @@ async def worker(
             limit=LINE,
         )
         try:
-            yield Worker(process, servers)
-        except WorkerFailed:
-            raise WorkerFailed(f"{module}: {_last(words)}") from None
+            yield Worker(module, process, servers, words)
         finally:
             await _ended(process)
 
 
-def _last(words: Any) -> str:
+def _last(words: IO[bytes]) -> str:
     words.seek(0, os.SEEK_END)
     words.seek(max(0, words.tell() - TOLD))
-    return str(words.read().decode(errors="replace"))
+    return words.read().decode(errors="replace")
 
 
 async def _ended(process: Process) -> None:
