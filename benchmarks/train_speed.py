@@ -55,7 +55,7 @@ from trainer.weights import load_policy
 PUZZLES, QUICK = 48, 24
 ROUNDS = 7
 BATCH, MICRO = 64, 16  # rows
-FLAT, DRAWN = "flat rows, bucket 8", "flat rows, bucket 1"
+FLAT, STEPWISE = "flat rows, bucket 8", "flat rows, bucket 1"
 PASSES = 3  # over the rows, beside TRL
 PACKS = (512, 1024, 2048)  # tokens
 PACKED: tuple[Strategy, ...] = (*SEARCHES, Rebase(n=32), Beam(width=8, branch=4))
@@ -176,8 +176,8 @@ def packing_runs(model: str, rows: Path, folder: Path, sizes: Sequence[int]) -> 
     flat = TrainConfig(
         **shared, output=made(folder / "flat"), batch=BATCH, micro_batch=MICRO, packing="none"
     )
-    drawn = flat.model_copy(update={"output": made(folder / "drawn"), "bucket": 1})
-    runs = {FLAT: ours(flat), DRAWN: ours(drawn)}
+    stepwise = flat.model_copy(update={"output": made(folder / "stepwise"), "bucket": 1})
+    runs = {FLAT: ours(flat), STEPWISE: ours(stepwise)}
     for size in sizes:
         output = made(folder / f"tree-{size}")
         tree = TrainConfig(
@@ -267,7 +267,7 @@ def judge(report: Report, trees: Sequence[dict[str, Any]], trl: Sequence[dict[st
     for search in dict.fromkeys(row["search"] for row in trees):
         took = {row["packing"]: row["tokens_a_tree"] for row in trees if row["search"] == search}
         least = min(took.values())
-        for flat in (DRAWN, FLAT):
+        for flat in (STEPWISE, FLAT):
             report.goal(f"{search}: tokens of {flat}, over trees'", took[flat] / least, ">=", 2.0)
     for row in trl[1:]:
         # Not slower, as far as the rounds can tell.

@@ -189,33 +189,26 @@ class Bench:
             for at_once in (1, TOGETHER):
                 for method in (m for m in methods if self._wanted(m, at_once)):
                     for system in (s for s in chosen if method in s.methods):
-                        await self._turn(workers[system], system, method, at_once, at)
-
-    async def _turn(
-        self, own: Worker, system: System, method: str, at_once: int, at: Servers | None
-    ) -> None:
-        """A row. A system that fails has no more of them, and the others go on."""
-        if system.name in self.failed:
-            return
-        try:
-            await self._method(own, system, method, at_once, at if system.served else None)
-        except WorkerFailed as error:
-            self.failed.append(system.name)
-            print(error, file=sys.stderr)
+                        await self._row(workers[system], system, method, at_once)
 
     def _wanted(self, method: str, at_once: int) -> bool:
         options = self._options
         chosen = not options.methods or method in options.methods
         return chosen and options.at_once in (None, at_once)
 
-    async def _method(
-        self, own: Worker, system: System, method: str, at_once: int, at: Servers | None
-    ) -> None:
+    async def _row(self, own: Worker, system: System, method: str, at_once: int) -> None:
+        """A system that fails has no more of them, and the others go on."""
+        if system.name in self.failed:
+            return
         few = at_once == 1 and method in system.slow
         count = self._options.alone if at_once == 1 and self._options.alone else self._count
         puzzles = held_out(min(count, FEW) if few else count)
-        job = job_for(method, puzzles, at_once, self._profile, at)
-        self.runs.append(run_of(system, job, puzzles, await own.run(job)))
+        job = job_for(method, puzzles, at_once, self._profile, own.servers)
+        try:
+            self.runs.append(run_of(system, job, puzzles, await own.run(job)))
+        except WorkerFailed as error:
+            self.failed.append(system.name)
+            print(error, file=sys.stderr)
         self._advance()
 
 

@@ -65,18 +65,18 @@ def total(metrics: str, name: str) -> float:
 
 class Worker:
     def __init__(self, module: str, process: Process, servers: Servers | None, words: IO[bytes]):
-        self._module, self._process, self._servers = module, process, servers
+        self._module, self._process, self.servers = module, process, servers
         self._words = words  # what it says beside its answers
 
     async def run(self, job: Job) -> dict[str, Any]:
         """What it answered, and the servers' counts over that time. Raises `WorkerFailed`."""
         self._write(json.dumps(asdict(job)))
         await self._line()
-        before = await read(self._servers) if self._servers else None
+        before = await read(self.servers) if self.servers else None
         self._write("")
         found = await self._line()
-        if self._servers and before:
-            found |= counted(before, await read(self._servers), found["wall"])
+        if self.servers and before:
+            found |= counted(before, await read(self.servers), found["wall"])
         return found
 
     def _write(self, line: str) -> None:
