@@ -7,7 +7,8 @@ of a pass. They come in order of length among eight steps, `train`'s default, wh
 within a step, as a policy gradient wants them (`bucket` in `trainer/config.py`). A pass without
 packing has 16 rows, with packing a tree of as many tokens as the table says, so that passes are of
 about one size. The searches are those that the trainer learns from, and two that share more: the
-samples of best-of-16 have little in common but their prompt, the paths of a beam nearly all.
+samples of best-of-16 have little in common but their prompt, the paths of a beam nearly all. All
+four together are one tree a puzzle.
 
 TRL: right answers, pretokenised, by `trainer.train` and by TRL's SFTTrainer, in random order (its
 default) and by length (its best), with the same model, batch, precision and optimizer, without logs
@@ -59,6 +60,7 @@ FLAT, STEPWISE = "flat rows, bucket 8", "flat rows, bucket 1"
 PASSES = 3  # over the rows, beside TRL
 PACKS = (512, 1024, 2048)  # tokens
 PACKED: tuple[Strategy, ...] = (*SEARCHES, Rebase(n=32), Beam(width=8, branch=4))
+SETS: Mapping[str, Sequence[Strategy]] = {s.kind: (s,) for s in PACKED} | {"all four": PACKED}
 PLAIN = Losses(policy="pg", ref_kl=0)  # one model, and no pass to score rows before
 Run = Callable[[], tuple[Trainer, int]]  # a trainer, and the tokens of a pass with its padding
 
@@ -202,17 +204,17 @@ def only(traces: Path, searches: Sequence[Strategy], folder: Path) -> Path:
 
 
 def packing(
-    report: Report, model: str, traces: Path, strategy: Strategy, rounds: int, folder: Path
+    report: Report, model: str, traces: Path, title: str, rounds: int, folder: Path
 ) -> list[dict[str, Any]]:
-    """Rows of the table: what one strategy's trees cost."""
-    file = compiled(only(traces, (strategy,), folder), folder / "rows.parquet", TreePg())
+    """Rows of the table: what the trees of one of the sets cost."""
+    file = compiled(only(traces, SETS[title], folder), folder / "rows.parquet", TreePg())
     trees = read_header(file).report["used"]
     runs = packing_runs(model, file, folder, PACKS[1:2] if report.quick else PACKS)
     with report.progress(len(runs) * (rounds + 1)) as advance:
         taken, tokens = measure(runs, rounds, advance)
     return [
         {
-            "search": strategy.kind,
+            "search": title,
             "packing": name,
             "trees": trees,
             "tokens_a_tree": tokens[name] / trees,
@@ -301,9 +303,9 @@ def main() -> None:
     disable_progress_bar()
     trees: list[dict[str, Any]] = []
     with TemporaryDirectory() as temporary:
-        for strategy in PACKED:
-            folder = made(Path(temporary) / strategy.kind)
-            trees += packing(report, model, traces, strategy, rounds, folder)
+        for title in SETS:
+            folder = made(Path(temporary) / title)
+            trees += packing(report, model, traces, title, rounds, folder)
         report.table("Trees of tokens against flat rows, a pass over a search's answers", trees)
         trl = beside_trl(report, model, traces, rounds, Path(temporary))
     report.table(f"Supervised fine-tuning, {PASSES} passes", trl)

@@ -130,7 +130,7 @@ class Unit:
 
 
 class Units(Dataset[Unit]):
-    """The rows of an Arrow file, mapped into memory: one a unit, or those of a trace that fit."""
+    """The rows of an Arrow file, mapped into memory: one a unit, or those of a problem that fit."""
 
     def __init__(self, file: Path, kind: Kind, packing: str = "none", budget: int = 0):
         self._table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
@@ -175,10 +175,10 @@ class Units(Dataset[Unit]):
             return [([n], length) for n, length in enumerate(self._row_lengths())]
         if self.kind == "pairs":  # the two of a pair share their prompt, at least
             return [([n], sum(length)) for n, length in enumerate(self._pair_lengths())]
-        traces: dict[str, list[int]] = {}
-        for n, trace in enumerate(self._table["trace_id"].to_pylist()):
-            traces.setdefault(trace, []).append(n)
-        return [group for rows in traces.values() for group in self._divided(rows, budget)]
+        problems: dict[str, list[int]] = {}  # whose searches begin alike, one and another
+        for n, problem in enumerate(self._table["problem_id"].to_pylist()):
+            problems.setdefault(problem, []).append(n)
+        return [group for rows in problems.values() for group in self._divided(rows, budget)]
 
     def _divided(self, rows: list[int], budget: int) -> Iterator[tuple[list[int], int]]:
         for members, size in divide([self._table["ids"][n].as_py() for n in rows], budget):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,15 @@ def test_log_probabilities_of_a_packed_row_are_its_own(model: Path, tmp_path: Pa
             largest = max(largest, float((alone - packed[torch.from_numpy(path)]).abs().max()))
     print(f"largest difference {largest:.1e}")
     assert largest < 1e-5
+
+
+def test_searches_of_a_problem_are_one_tree(tmp_path: Path) -> None:
+    rows = family(random.Random(3), "a")
+    mixed = [replace(row, trace_id=str(n)) for n, row in enumerate(rows)]
+    (one,), (same,) = units(tmp_path, rows, "tree").lengths, units(tmp_path, mixed, "tree").lengths
+    assert one == same < sum(len(row.ids) for row in rows)
+    other = [replace(row, problem_id=str(n)) for n, row in enumerate(rows)]
+    assert units(tmp_path, other, "tree").lengths == [len(row.ids) for row in rows]
 
 
 def test_what_it_saves_is_counted(tmp_path: Path) -> None:

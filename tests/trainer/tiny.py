@@ -58,7 +58,7 @@ def token_row(rng: random.Random, trace: str = "t", prefix: Iterable[int] = ()) 
     rl = [0.0, *(rng.choice([0.0, 1.0, 0.5]) for _ in range(size - 1))]
     return TokenRow(
         trace_id=trace,
-        problem_id="p",
+        problem_id=f"of {trace}",
         ids=whole,
         ce=[0.0, *(rng.choice([0.0, 1.0, 0.25]) for _ in range(size - 1))],
         rl=rl,
@@ -76,14 +76,14 @@ def score_row(rng: random.Random, trace: str = "t", prefix: Iterable[int] = ()) 
     whole = [*prefix, *ids(rng, rng.randint(5, 20))]
     target = [rng.choice([float("nan"), 0.0, 1.0, 0.3]) for _ in whole]
     target[-1] = 1.0
-    return ScoreRow(trace, "p", whole, target, [rng.choice([0.5, 1.0]) for _ in whole])
+    return ScoreRow(trace, f"of {trace}", whole, target, [rng.choice([0.5, 1.0]) for _ in whole])
 
 
 def pair_row(rng: random.Random, trace: str = "t") -> PairRow:
     chosen, rejected = ids(rng, rng.randint(2, 9)), ids(rng, rng.randint(2, 9))
     mask = [1.0, *(rng.choice([0.0, 1.0]) for _ in chosen[1:])]
     weight = rng.choice([0.5, 1.0])
-    return PairRow(trace, "p", ids(rng, 6), chosen, rejected, mask, (), weight)
+    return PairRow(trace, f"of {trace}", ids(rng, 6), chosen, rejected, mask, (), weight)
 
 
 def write(file: Path, rows: Iterable[Row], **header: Any) -> Path:
