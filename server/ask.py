@@ -21,6 +21,9 @@ from server.search.strategy import BaseStrategy
 from server.types import Engine, Message, Prompt, Sampling, Scorer
 
 WHOLE = frozenset({"depth", "behaviours"})  # of a search, never of the stages it is made of
+# Thresholds of scores, and the rewards whose scores a profile's own are of.
+THRESHOLDS = frozenset({"stop_at", "futile"})
+OF_STEPS = ("prm", "value", "label")
 ROLES = ("system", "user", "assistant")
 
 
@@ -85,7 +88,8 @@ class Preparer:
         reward.check(prompt)
         scorer = reward.scorer(self.models)
         max_tokens = self._max_tokens(prompt, reward.context(self.models), max_tokens)
-        strategy = self._fitted(strategy or BestOfN())
+        other = frozenset() if reward.kind in OF_STEPS else THRESHOLDS
+        strategy = self._fitted(strategy or BestOfN(), other)
         check_bounds(strategy, limits)
         check_stop(strategy, self.models.policy)
         if given:
@@ -134,7 +138,7 @@ class Preparer:
             raise BadRequest("no message of the user's has any text", param="messages")
         return Prompt(tuple(messages), self.models.policy.tokenizer.render(messages))
 
-    def _fitted(self, strategy: Strategy, but: frozenset[str] = frozenset()) -> Strategy:
+    def _fitted(self, strategy: Strategy, but: frozenset[str]) -> Strategy:
         """The strategy with what the caller left open, `but` for some, taken from the profile."""
         if (default := self._defaults.get(strategy.kind)) is not None:
             own = {name: value for name, value in set_in(default).items() if name not in but}
@@ -148,7 +152,7 @@ class Preparer:
                     f"{message}",
                     param="strategy",
                 ) from None
-        return strategy.fitted(partial(self._fitted, but=WHOLE))
+        return strategy.fitted(partial(self._fitted, but=but | WHOLE))
 
     def _max_tokens(self, prompt: Prompt, context: int, asked: int | None) -> int:
         """Tokens of one answer: the caller's, or the profile's as far as the context allows."""

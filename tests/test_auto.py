@@ -14,7 +14,7 @@ from server.ask import Preparer
 from server.config import Limits
 from server.errors import BadRequest
 from server.profiles import AnswerProfile, Profile
-from server.reward import Models
+from server.reward import Label, Models
 from server.search import MCTS, Auto, Beam, BestOfN, Vote
 from server.search.auto import Level
 from server.types import Message, Node, Prompt, Score
@@ -211,7 +211,8 @@ def prepared(strategy: Auto, **limits: Any) -> Auto:
     search = {"mcts": {"c": 0.3, "simulations": 9}, "auto": {"probe": 3, "stop_at": 0.9}}
     profile = Profile(name="p", search=search)
     preparer = Preparer(Limits(**limits), Models(FakeEngine(), profile))
-    ask = preparer.prepare(messages=[Message("user", "Q")], strategy=strategy)
+    label = Label(good="+", bad="-")
+    ask = preparer.prepare(messages=[Message("user", "Q")], strategy=strategy, reward=label)
     assert isinstance(ask.strategy, Auto)
     return ask.strategy
 

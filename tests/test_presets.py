@@ -47,6 +47,13 @@ def test_a_preset_says_where_it_is_from(name: str) -> None:
     assert len(preset.differs) > 40
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_preset_says_itself_which_score_ends_it(name: str) -> None:
+    """A profile's threshold would make another search of it."""
+    strategy = shipped()[name].strategy
+    assert "stop_at" in strategy.model_fields_set or not hasattr(strategy, "stop_at")
+
+
 async def reason(parts: World, **fields: Any) -> Any:
     async with client(parts) as http:
         reply = await http.post("/v1/reason", json={"question": "Q", "seed": 1, **fields})

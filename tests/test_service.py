@@ -34,7 +34,18 @@ from server.reward import (
 )
 from server.reward.composite import Weighted
 from server.reward.verifiers import Countdown
-from server.search import DVTS, MCTS, Auto, Beam, BestOfN, Particles, Rebase, Revise, Vote
+from server.search import (
+    DVTS,
+    MCTS,
+    Auto,
+    Beam,
+    BestOfN,
+    Particles,
+    Rebase,
+    Revise,
+    Strategy,
+    Vote,
+)
 from server.search.auto import Level
 from server.search.stopping import DeepConf
 from server.service import Service
@@ -45,6 +56,7 @@ from tests.virtual import run
 
 WARMED_UP = {"kind": "deepconf", "warmup": 8}
 ASKED = [Message("user", "Use 4 9 10 13 to make 24.")]
+LABEL = Label(good="+", bad="-")
 
 
 class Sink:
@@ -313,6 +325,22 @@ def test_what_the_caller_leaves_open_comes_from_the_profile() -> None:
     assert other == BestOfN(n=3)
 
 
+def test_a_profiles_thresholds_are_of_its_own_rewards_scores() -> None:
+    search = {"best_of_n": {"stop_at": 0.9, "choose": "weighted"}, "auto": {"stop_at": 0.8}}
+    profile = shipped()["default"].model_copy(update={"search": search})
+    preparer = Preparer(Limits(), Models(FakeEngine(), profile))
+
+    def fitted(strategy: Strategy, **given: Any) -> Any:
+        return preparer.prepare(messages=ASKED, strategy=strategy, **given).strategy
+
+    assert fitted(BestOfN(), reward=LABEL).stop_at == 0.9
+    for other in ({}, {"reward": Confidence()}, {"reward": Consistency()}):
+        assert fitted(BestOfN(), **other) == BestOfN(choose="weighted")
+        assert fitted(BestOfN(stop_at=0.7), **other).stop_at == 0.7
+        auto = fitted(Auto(levels=(Level(stages=(BestOfN(n=2),)),)), **other)
+        assert auto.stop_at == auto.levels[0].stages[0].stop_at == 1
+
+
 def test_what_contradicts_the_profile_is_told() -> None:
     search = {"revise": {"by": "wait"}, "mcts": {"futile": 0.1}, "vote": {"stop": WARMED_UP}}
     profile = shipped()["default"].model_copy(update={"search": search})
@@ -324,7 +352,7 @@ def test_what_contradicts_the_profile_is_told() -> None:
     ]
     for strategy, named in contradictions:
         with pytest.raises(BadRequest, match=named) as caught:
-            preparer.prepare(messages=ASKED, strategy=strategy)
+            preparer.prepare(messages=ASKED, strategy=strategy, reward=LABEL)
         assert caught.value.param == "strategy"
     assert preparer.prepare(messages=ASKED, strategy=Revise(by="turn", reflect=True))
 
@@ -350,7 +378,7 @@ DEEPCONF = Vote(n=8, stop=DeepConf(warmup=2, k=10))
         ),
         ({"reward": Confidence()}, 0, "reward"),
         ({"reward": Confidence(measure="share")}, 4, "reward"),
-        ({"reward": Label(good="+", bad="-")}, 0, "reward"),
+        ({"reward": LABEL}, 0, "reward"),
         ({"reward": Product(of=(Consistency(), Confidence()))}, 0, "reward.of.1"),
     ],
 )
