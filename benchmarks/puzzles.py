@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable
+from itertools import combinations_with_replacement
 
 from server.types import Message
 from trainer.held_out import GAME24 as LIST
 from trainer.held_out import draw as draw
+from trainer.reference.puzzles import solvable
 
 Puzzle = tuple[int, ...]
 
@@ -24,6 +26,14 @@ def held_out(count: int = 200) -> list[Puzzle]:
     Every puzzle with `draw` below 200 is held out of all training.
     """
     chosen = [p for p in puzzles() if draw(p) < 200]
+    return sorted(chosen, key=lambda p: (draw(p), p))[:count]
+
+
+def further(count: int = 200) -> list[Puzzle]:
+    """To choose settings by: puzzles with a number from 14 to 16, held out as well; no other
+    figure is of them."""
+    every: Iterable[Puzzle] = combinations_with_replacement(range(1, 17), 4)
+    chosen = [p for p in every if max(p) > 13 and draw(p) < 200 and solvable(p)]
     return sorted(chosen, key=lambda p: (draw(p), p))[:count]
 
 

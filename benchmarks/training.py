@@ -36,8 +36,8 @@ def drawn(count: int) -> list[Puzzle]:
 
 
 def others(count: int) -> list[Puzzle]:
-    """So many with a larger number. The shipped policy learned from every puzzle that is `drawn`,
-    but from none of these."""
+    """So many with a larger number: a fifth of the shipped policy's demonstrations are of such
+    puzzles, the rest of those that are `drawn`."""
     known = set(training())
     return random.Random(0).sample([p for p in training(16) if p not in known], count)
 

@@ -1,15 +1,16 @@
 """Ponder beside its_hub 1.2.0, optillm 0.4.0 and TreeQuest 0.3.3, on the same engines.
 
-`python -m benchmarks.peers [--quick] [--only SYSTEMS] [--methods METHODS] [--alone N]
+`python -m benchmarks.peers [--quick] [--only SYSTEMS] [--methods METHODS] [--alone N] [--rounds N]
 [--json PATH]`
 
 One vLLM server for the policy and one for the PRM serve every row but those "in process". All
 systems get the same held-out puzzles, the same temperature, token limits and step delimiter, and
-no system prompt; a method has 16 samples (beam: width 4) or as many policy tokens. Each system runs
+no system prompt; a method has 16 samples (beam: width 4) or as many policy tokens. Each of theirs
+is compared with the same of ours, and with 8 particles of ours, which spend less. Each system runs
 in a process of its own, the peers in virtual environments of their own with exact versions
 (`.cache/peers`), with their limits on requests in flight lifted. All are started before any is
 measured, and take turns at each method, so that what is compared is measured within the same
-minutes. Starting and warming up do not count.
+minutes. Starting and warming up do not count. A row is the mean over rounds.
 
 Policy and PRM tokens are differences of the servers' own counters. Idle is the share of the time
 in which the policy's server had no request that it had not answered, in flight their mean number;
@@ -33,7 +34,7 @@ from typing import Any
 
 from benchmarks.common import Report, arguments
 from benchmarks.peers.environment import ROOT, python_of
-from benchmarks.peers.goals import Run, compare
+from benchmarks.peers.goals import Run, compare, merged
 from benchmarks.peers.rows import SYSTEMS, System
 from benchmarks.peers.work import Job
 from benchmarks.peers.workers import Servers, Worker, WorkerFailed, worker
@@ -58,9 +59,10 @@ COUNTED = ("--middleware=benchmarks.peers.occupancy.Counted",)
 def chosen_options() -> argparse.Namespace:
     parser = arguments(__doc__)
     parser.add_argument("--only", type=names, help=f"of {', '.join(s.name for s in SYSTEMS)}")
-    parser.add_argument("--methods", type=names, help="such as best_of_n,beam")
+    parser.add_argument("--methods", type=names, help="such as best_of_n,particles-8")
     parser.add_argument("--puzzles", type=int, help=f"{PUZZLES} if not set")
     parser.add_argument("--alone", type=int, help="puzzles one at a time; as many if not set")
+    parser.add_argument("--rounds", type=int, default=1, help="of each row, in turns; 1 if unset")
     parser.add_argument("--at-once", type=int, choices=(1, TOGETHER), help="both if not set")
     return parser.parse_args()
 
@@ -188,12 +190,13 @@ class Bench:
             workers = {s: await stack.enter_async_context(started(s, at)) for s in chosen}
             for at_once in (1, TOGETHER):
                 for method in (m for m in methods if self._wanted(m, at_once)):
-                    for system in (s for s in chosen if method in s.methods):
+                    its = [s for s in chosen if method in s.methods]
+                    for system in its * self._options.rounds:
                         await self._row(workers[system], system, method, at_once)
 
     def _wanted(self, method: str, at_once: int) -> bool:
         options = self._options
-        chosen = not options.methods or method in options.methods
+        chosen = not options.methods or plain(method) in options.methods
         return chosen and options.at_once in (None, at_once)
 
     async def _row(self, own: Worker, system: System, method: str, at_once: int) -> None:
@@ -214,12 +217,15 @@ class Bench:
 
 async def main() -> None:
     options = chosen_options()
-    report = Report("peers", quick=options.quick, n=N, width=WIDTH, tokens=TOKENS)
-    with report.progress(2 * sum(len(s.methods) for s in SYSTEMS)) as advance:
+    setup = {"n": N, "width": WIDTH, "tokens": TOKENS, "rounds": options.rounds}
+    report = Report("peers", quick=options.quick, **setup)
+    rows = 2 * sum(len(s.methods) for s in SYSTEMS)
+    with report.progress(rows * options.rounds) as advance:
         bench = Bench(options, advance)
         await bench.all()
-    report.table("Held-out puzzles of the Game of 24; tokens a puzzle", [r.row for r in bench.runs])
-    compare(report, bench.runs, (s.name for s in SYSTEMS if s.module == "ours_worker"), TOGETHER)
+    runs = merged(bench.runs)
+    report.table("Held-out puzzles of the Game of 24; tokens a puzzle", [r.row for r in runs])
+    compare(report, runs, (s.name for s in SYSTEMS if s.module == "ours_worker"), TOGETHER)
     report.setup["failed"] = bench.failed
     report.write(options.json)
 

@@ -44,13 +44,15 @@ def remote(job: Job) -> dict[str, Any]:
 
 
 def strategy(job: Job) -> Strategy:
-    shapes = {
+    shapes: dict[str, dict[str, Any]] = {
         "best_of_n": {"n": job.n},
         "beam": {"width": job.width, "branch": job.n // job.width},
         "particles": {"n": job.n},
         "mcts": {},
     }
-    return _STRATEGY.validate_python({"kind": job.method, **shapes[job.method]})
+    kind, _, fewer = job.method.partition(", ")
+    size = {"n": int(fewer)} if fewer else {}
+    return _STRATEGY.validate_python({"kind": kind, **shapes[kind], **size})
 
 
 def solver(service: Service, job: Job) -> Solver:
