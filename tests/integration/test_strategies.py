@@ -16,7 +16,7 @@ from tests.integration.test_server import QUESTIONS, world
 
 STRATEGIES = [
     Beam(width=2, branch=3, lookahead=1),
-    DVTS(trees=2, branch=3, stop_at=1.0),  # one that stops leaves steps without a score
+    DVTS(trees=2, branch=3),
     Particles(n=8),
     Particles(n=8, lockstep=False),
     Rebase(n=8),
