@@ -70,7 +70,8 @@ def _goals(report: Report, mine: Run, theirs: Run, target: float) -> None:
 
 
 def difference(mine: Iterable[bool], theirs: Iterable[bool]) -> tuple[float, float]:
-    """Of accuracies on the puzzles that both have: the mean, and its standard error."""
+    """Of accuracies on the puzzles that both have: the mean, and its standard error. A puzzle's
+    rounds count as puzzles."""
     pairs = [a - b for a, b in zip(mine, theirs, strict=False)]
     mean = fmean(pairs)
     return mean, sqrt(fmean((p - mean) ** 2 for p in pairs) / len(pairs))
