@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from server.launch import built
+from server.reward.client import Memory
 from server.service import Service
 from server.settings import load_settings
 
@@ -21,3 +22,8 @@ async def reference(**changes: Any) -> AsyncIterator[Service]:
     async with AsyncExitStack() as stack:
         service, _ = await built(settings, stack)
         yield service
+
+
+def forget(service: Service) -> None:
+    """Throw away what the PRM remembers of what it read."""
+    cast(Any, service.models.prm).memory = Memory()

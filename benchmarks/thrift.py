@@ -16,24 +16,23 @@ import argparse
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from math import sqrt
-from statistics import fmean, stdev
+from statistics import fmean
 from time import perf_counter
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from benchmarks.common import Report, arguments
 from benchmarks.puzzles import Puzzle, further, held_out, messages
 from benchmarks.search import correct
-from benchmarks.stack import reference
+from benchmarks.stack import forget, reference
 from server.presets import shipped
-from server.reward.client import Memory
 from server.search import DVTS, MCTS, Beam, BestOfN, Particles, Rebase, Strategy, Vote
 from server.service import Service
+from trainer.passing import standard_error
 
 AT_ONCE = 16  # puzzles
 PUZZLES, QUICK = 200, 16
 ROUNDS = 2
-NEVER, LEVELS = 1.0, (1.0, 0.97, 0.9)  # no score ends a search; of `stop_at`
+LEVELS = (1.0, 0.97, 0.9)  # of `stop_at`; at the first no score ends a search
 EXITS: Mapping[str, Strategy] = {
     "best of 16": BestOfN(n=16),
     "beam 4x4": Beam(width=4, branch=4),
@@ -70,7 +69,7 @@ Turns = Mapping[str, Sequence[Turn]]  # by search, a round each
 async def turn(
     service: Service, strategy: Strategy, puzzles: Sequence[Puzzle], number: int
 ) -> Turn:
-    cast(Any, service.models.prm).memory = Memory()
+    forget(service)
     slots, first = asyncio.Semaphore(AT_ONCE), number * len(puzzles)
 
     async def one(place: int, puzzle: Puzzle) -> tuple[bool, int]:
@@ -107,7 +106,7 @@ def difference(own: Sequence[Turn], other: Sequence[Turn]) -> tuple[float, float
         fmean(a.right[n] - b.right[n] for a, b in zip(own, other, strict=True))
         for n in range(len(own[0].right))
     ]
-    return fmean(gains), stdev(gains) / sqrt(len(gains))
+    return fmean(gains), standard_error(gains)
 
 
 def row(own: Sequence[Turn], other: Sequence[Turn]) -> dict[str, Any]:
@@ -131,7 +130,7 @@ async def exits(
     for name, strategy in EXITS.items():
         levels = {f"{x:g}": strategy.model_copy(update={"stop_at": x}) for x in LEVELS}
         found = await turns(service, levels, puzzles, rounds, advance)
-        whole = found[f"{NEVER:g}"]
+        whole = next(iter(found.values()))
         table += [{"search": name, "stop_at": x, **row(found[x], whole)} for x in levels]
     return table
 

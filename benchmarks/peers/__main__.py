@@ -64,7 +64,10 @@ def chosen_options() -> argparse.Namespace:
     parser.add_argument("--alone", type=int, help="puzzles one at a time; as many if not set")
     parser.add_argument("--rounds", type=int, default=1, help="of each row, in turns; 1 if unset")
     parser.add_argument("--at-once", type=int, choices=(1, TOGETHER), help="both if not set")
-    return parser.parse_args()
+    chosen = parser.parse_args()
+    if chosen.rounds < 1:
+        parser.error("--rounds: allowed are 1 and more")
+    return chosen
 
 
 def names(text: str) -> set[str]:

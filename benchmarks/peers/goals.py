@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import sqrt
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from benchmarks.common import Report
 from benchmarks.peers.rows import RIVALS
+from trainer.passing import standard_error
 
 SAME = 1.02  # two draws of the same number of samples differ by this much in tokens
 
@@ -41,7 +42,7 @@ def _mean(runs: list[Run]) -> Run:
     first = runs[0].row
     row = {c: v if c in COLUMNS else fmean(r.row[c] for r in runs) for c, v in first.items()}
     if len(runs) > 1:
-        row["error of s/puzzle"] = stdev(r.row["s/puzzle"] for r in runs) / sqrt(len(runs))
+        row["error of s/puzzle"] = standard_error([r.row["s/puzzle"] for r in runs])
     return Run(row, tuple(right for run in runs for right in run.right))
 
 

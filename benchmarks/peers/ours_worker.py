@@ -10,14 +10,14 @@ from asyncio.subprocess import DEVNULL, PIPE, create_subprocess_exec
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from pydantic import TypeAdapter
 
 from benchmarks.peers.chat import asking
 from benchmarks.peers.work import Answer, Job, Solver, main
+from benchmarks.stack import forget
 from server.launch import built
-from server.reward.client import Memory
 from server.search import Strategy
 from server.service import Service
 from server.settings import load_settings
@@ -120,7 +120,7 @@ class InProcess:
             self._service, _ = await built(settings, self._stack)
         service = self._service
         # What an earlier job asked is not known to this one.
-        cast(Any, service.models.prm).memory = Memory()
+        forget(service)
         yield solver(service, job)
 
     async def close(self) -> None:
