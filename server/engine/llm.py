@@ -243,6 +243,18 @@ class Llm:
     def request_id(self) -> str:
         return f"{self.name}-{next(self._ids)}"
 
+    @property
+    def tells_last(self) -> bool:
+        """Whether its scheduler delivers what an aborted request had made (`LeanScheduler`)."""
+        scheduler = self.engine.vllm_config.scheduler_config.scheduler_cls
+        return getattr(scheduler, "tells_last", False)
+
+    async def abort(self, request: str) -> None:
+        """In the engine alone, if it `tells_last`: the front end waits for its word. Nothing if
+        the request has ended."""
+        ids = self.engine.output_processor.external_req_ids.get(request, ())
+        await self.engine.engine_core.abort_requests_async(list(ids))
+
     async def revived(self) -> None:
         """Wait until a restart that is under way has ended."""
         if self._revival is not None:

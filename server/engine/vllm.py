@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from copy import copy
+from functools import partial
 from pathlib import Path
 
 from vllm import SamplingParams
@@ -155,8 +156,9 @@ class VllmEngine:
         )
         ids = tuple(prompt_ids)
         request = Request(ids, max_tokens, seed, sampling, priority, top_logprobs, self._adapter)
-        halting = (lambda: self._halting.ids(cut.delimiter)) if cut.halt else None
-        return VllmStream(self._llm, segmenter, request, cut.max_step_tokens - cut.begun, halting)
+        room = cut.max_step_tokens - cut.begun
+        delimiters = partial(self._halting.ids, cut.delimiter)
+        return VllmStream(self._llm, segmenter, request, room, delimiters, halt=cut.halt)
 
     async def label_logprobs(
         self, ids: Sequence[int], labels: Sequence[int]

@@ -3,7 +3,8 @@
 Tokens are cut where vLLM's output handler delivers them, so that the reader wakes once a step and
 not once a token. The engine runs ahead of its reader, up to `max_tokens`.
 
-`LeanScheduler` is the other end of the wire: it runs in the engine's process.
+`LeanScheduler` is the other end of the wire: it runs in the engine's process, and delivers a step's
+tokens together.
 """
 
 from __future__ import annotations
@@ -12,13 +13,18 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import Any
 
+import torch
 from vllm import SamplingParams
 from vllm.inputs import tokens_input
 from vllm.lora.request import LoRARequest
+from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
+from vllm.v1.core.sched.scheduler import Request as Scheduled
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
+from vllm.v1.outputs import LogprobsTensors
+from vllm.v1.sample.sampler import Sampler
 
 from server.engine.llm import Llm, llm_boundary
 from server.engine.segment import Segmenter
@@ -28,39 +34,110 @@ from server.types import Sampling, Step, Stop
 
 REASONS = {"stop": Stop.END, "length": Stop.LENGTH}
 FIELD = "logprobs"  # key in `kv_transfer_params`, which is free without a KV connector
+DELIVERY = "delivery"  # key in `extra_args`: at most so many tokens at once, and ids that end one
+TOGETHER = 16  # tokens, of a step that no token ends on its own
+
+
+def gather_logprobs(logprobs: torch.Tensor, k: int, token_ids: torch.Tensor) -> LogprobsTensors:
+    """Of each row the sampled token's and the `k` likeliest ones', without the sampled one's rank,
+    which vLLM's own counts in the whole vocabulary, and we do not send."""
+    ids = token_ids.unsqueeze(-1)
+    own = logprobs.gather(-1, ids)
+    if k:
+        likely = logprobs.topk(k)
+        ids, own = torch.cat((ids, likely.indices), 1), torch.cat((own, likely.values), 1)
+    return LogprobsTensors(ids.to(torch.int32), own, torch.zeros_like(token_ids))
 
 
 class LeanScheduler(TailScheduler):
-    """One that sends a sampled token's log-probability as one float, and the `k`
-    likeliest ones' as `k` more where a request asks for them.
+    """One that sends a sampled token's log-probability as one float, the `k` likeliest ones' as `k`
+    more where a request asks for them, and the tokens of a request together where it lets us.
 
-    vLLM sends three NumPy arrays for each token; packing, unpacking and wrapping them took 17 of
-    the 29 us of front-end CPU that a token of the reference policy cost. Requests that ask for
-    the log-probabilities of given tokens get vLLM's own form.
+    vLLM cuts three NumPy arrays out for each token and sends them; packing, unpacking and wrapping
+    them took 17 of the 29 us of front-end CPU that a token of the reference policy cost. Requests
+    that ask for the log-probabilities of given tokens get vLLM's own form.
+
+    A request with a `DELIVERY` is told its end in any case, with all that it made, also where it is
+    aborted: by `Llm.abort`, which leaves the front end's books open until then.
     """
 
+    tells_last = True
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._kept: dict[str, EngineCoreOutput] = {}  # not delivered yet
+        self._last: list[tuple[int, EngineCoreOutput]] = []  # to which client, of aborted requests
+        if current_platform.is_cpu():  # where the worker lives in this process
+            Sampler.gather_logprobs = staticmethod(gather_logprobs)
+
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
-        if model_runner_output.logprobs is None or self.connector is not None:
-            return super().update_from_output(scheduler_output, model_runner_output)
-        wants = {i: k for i in model_runner_output.req_ids if (k := self._wants(i)) != 0}
+        found, rows = model_runner_output.logprobs, model_runner_output.req_id_to_index
+        if found is not None and found.cu_num_generated_tokens is None and self.connector is None:
+            model_runner_output.logprobs = None  # so that vLLM cuts nothing out
+        else:
+            found = None
+        requests = self.requests.copy()  # those that end leave it
         outputs = super().update_from_output(scheduler_output, model_runner_output)
-        for output in chain.from_iterable(o.outputs for o in outputs.values()):
-            if output.new_logprobs is not None:
-                k = wants.get(output.request_id, 0)
-                if k is not None:
-                    found = output.new_logprobs.logprobs  # [token, the sampled and the likeliest]
-                    sent = found[:, : k + 1] if k else found[:, 0]
-                    output.kv_transfer_params = {FIELD: sent.tolist()}
-                    output.new_logprobs = None
+        if found is not None:
+            sampled: list[float] = found.logprobs[:, 0].tolist()
+            for batch in outputs.values():
+                for output in batch.outputs:
+                    if output.new_token_ids:
+                        params = requests[output.request_id].sampling_params
+                        row = rows[output.request_id]
+                        _attach(output, params, found, row, sampled[row])
+                batch.outputs = [o for o in batch.outputs if self._due(o, requests[o.request_id])]
+        for client, output in self._last:
+            outputs.setdefault(client, EngineCoreOutputs()).outputs.append(output)
+        self._last.clear()
         return outputs
 
-    def _wants(self, request_id: str) -> int | None:
-        """How many of the likeliest tokens' log-probabilities; None: those of given tokens."""
-        request = self.requests.get(request_id)
-        params = None if request is None else request.sampling_params
-        if params is None:
-            return 0
-        return None if params.logprob_token_ids else params.logprobs or 0
+    def finish_requests(self, *args: Any, **kwargs: Any) -> list[Scheduled]:
+        ended: list[Scheduled] = super().finish_requests(*args, **kwargs)
+        for request in ended:
+            if _delivery(request) is not None:
+                output = self._kept.pop(request.request_id, None)
+                output = output or EngineCoreOutput(request.request_id, [])
+                output.finish_reason = request.get_finished_reason()
+                self._last.append((request.client_index, output))
+        return ended
+
+    def _due(self, output: EngineCoreOutput, request: Scheduled) -> bool:
+        """Whether to deliver it now, with what was kept of its request; else it is kept."""
+        delivery = _delivery(request)
+        if delivery is None or output.kv_transfer_params is None:
+            return True
+        if kept := self._kept.pop(output.request_id, None):
+            assert kept.kv_transfer_params is not None
+            output.new_token_ids = kept.new_token_ids + output.new_token_ids
+            kept.kv_transfer_params[FIELD] += output.kv_transfer_params[FIELD]
+            output.kv_transfer_params = kept.kv_transfer_params
+            output.prefill_stats = kept.prefill_stats
+        most, ids = delivery
+        made = output.new_token_ids
+        if output.finish_reason is not None or len(made) >= most or made[-1] in ids:
+            return True
+        self._kept[output.request_id] = output
+        return False
+
+
+def _attach(
+    output: EngineCoreOutput, params: SamplingParams | None, found: Any, row: int, sampled: float
+) -> None:
+    """The log-probabilities that were asked for, to a token."""
+    if params is None or params.num_logprobs is None:
+        return
+    if params.logprob_token_ids:
+        output.new_logprobs = found.slice_request(row, 1)
+    elif k := params.logprobs:
+        output.kv_transfer_params = {FIELD: found.logprobs[row : row + 1, : k + 1].tolist()}
+    else:
+        output.kv_transfer_params = {FIELD: [sampled]}
+
+
+def _delivery(request: Scheduled) -> tuple[int, Sequence[int]] | None:
+    params = request.sampling_params
+    return None if params is None or not params.extra_args else params.extra_args.get(DELIVERY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +152,9 @@ class Request:
     top_logprobs: int = 0
     adapter: LoRARequest | None = None
 
-    def params(self, stop_token_ids: list[int]) -> SamplingParams:
+    def params(self, delimiters: list[int], *, halt: bool) -> SamplingParams:
+        """`delimiters` are the ids that end a step on their own: the engine stops at one, or else
+        delivers what it has."""
         s = self.sampling
         return SamplingParams(
             temperature=s.temperature,
@@ -85,7 +164,8 @@ class Request:
             repetition_penalty=s.repetition_penalty,
             seed=None if self.seed is None else self.seed % (1 << 63),
             max_tokens=self.max_tokens,
-            stop_token_ids=stop_token_ids,
+            stop_token_ids=delimiters if halt else None,
+            extra_args={DELIVERY: (TOGETHER, [] if halt else delimiters)},
             logprobs=self.top_logprobs,  # beside the sampled token's
             detokenize=False,
             output_kind=RequestOutputKind.DELTA,
@@ -105,10 +185,10 @@ class Request:
 class VllmStream:
     """`server.types.Stream`. Opened by the first `__anext__`; cancelling that aborts it.
 
-    `halting` says which token ids end a step on their own, if the stream is to end after one, of
-    at most `room` tokens.
-    `generated` counts the tokens that reached this process: an abort may lose the one that the
-    engine is working on.
+    `delimiters` says which token ids end a step on their own. If it is to `halt`, the stream ends
+    after one, of at most `room` tokens.
+    `generated` counts the tokens that reached this process: where the scheduler is not ours, an
+    abort loses what is under way.
     """
 
     def __init__(
@@ -117,7 +197,9 @@ class VllmStream:
         segmenter: Segmenter,
         request: Request,
         room: int,
-        halting: Callable[[], Awaitable[list[int]]] | None,
+        delimiters: Callable[[], Awaitable[list[int]]],
+        *,
+        halt: bool,
     ):
         self.prompt_tokens = len(request.prompt_ids)
         self.cached_tokens = 0
@@ -126,13 +208,16 @@ class VllmStream:
         self._segmenter = segmenter
         self._request = request
         self._room = room
-        self._halting = halting
+        self._delimiters = delimiters
+        self._halt = halt
         self._id: str | None = None  # of the engine request that runs
         self._ids: list[int] = []  # made by it
         self._steps: deque[Step] = deque()
         self._opened = False
         self._cached = False  # the running request's cached tokens have been counted
-        self._ended = False  # no more tokens will be taken
+        self._ended = False  # no more tokens will be taken, but for
+        self._late = False  # those that an abort brings, and `rest` is to have
+        self._over = asyncio.Event()  # the engine has told the running request's end
         self._error: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._abortion: asyncio.Task[None] | None = None
@@ -158,13 +243,14 @@ class VllmStream:
         return self._steps.popleft()
 
     async def aclose(self) -> None:
+        self._late = not self._ended
         self._ended = True
         await self._abort()
         if self._abortion is not None:
             await self._abortion
 
     def rest(self, stop: Stop) -> Step | None:
-        return self._segmenter.finish(stop)
+        return self._steps.popleft() if self._steps else self._segmenter.finish(stop)
 
     async def _open(self) -> None:
         if self._opened:  # the engine stopped at a delimiter that ends no step
@@ -173,19 +259,20 @@ class VllmStream:
             self.prompt_tokens += len(self._request.prompt_ids)
             self._cached = False
         self._opened = True
-        halting = [] if self._halting is None else await self._halting()
+        delimiters = await self._delimiters()
         request = self._request
-        if self._halting is not None:
+        if self._halt:
             room = self._room - self._segmenter.pending
             request = replace(request, max_tokens=min(request.max_tokens, room))
         self._id = self._llm.request_id()
+        self._over.clear()
         sent = False
         try:
             with llm_boundary(f"sampling from {self._llm.name}"):
                 queue = await self._llm.engine.add_request(
                     self._id,
                     tokens_input(list(request.prompt_ids)),
-                    request.params(halting),
+                    request.params(delimiters, halt=self._halt),
                     priority=request.priority,
                     lora_request=request.adapter,
                 )
@@ -193,7 +280,7 @@ class VllmStream:
             sent = True
         finally:
             if not sent:
-                await self._abort()
+                await self._abort(known=False)
         queue.put = self._put
         if early is not None:
             self._put(early)
@@ -202,17 +289,23 @@ class VllmStream:
         self._waiter = asyncio.get_running_loop().create_future()
         await self._waiter
 
-    async def _abort(self) -> None:
-        """End the engine request, if one runs; vLLM delivers what it had made, then an end."""
+    async def _abort(self, *, known: bool = True) -> None:
+        """End the engine request, if one runs, and take in what it had made. Where the engine may
+        not know of it, nobody waits for its word."""
         request, self._id = self._id, None
         if request is not None and not self._llm.dead:
             with llm_boundary(f"aborting in {self._llm.name}"):
-                await self._llm.engine.abort(request)
+                if known and self._llm.tells_last:
+                    await self._llm.abort(request)
+                    await self._over.wait()
+                else:
+                    await self._llm.engine.abort(request)
 
     def _put(self, output: Any) -> None:
         """Called by vLLM's output handler for each delivery."""
         if isinstance(output, Exception):
             self._error, self._id = output, None
+            self._over.set()
         else:
             self._take(output)
         if (self._steps or self._id is None) and self._waiter is not None:
@@ -223,7 +316,7 @@ class VllmStream:
     def _take(self, output: Any) -> None:
         made = output.outputs[0]
         self.generated += len(made.token_ids)
-        if not self._ended and made.token_ids:
+        if made.token_ids and (self._late or not self._ended):
             if not self._cached:  # once a request
                 self._cached = True
                 self.cached_tokens += output.num_cached_tokens
@@ -241,8 +334,8 @@ class VllmStream:
         steps = self._segmenter.feed(ids, logprobs, tops)
         if not steps:
             return
-        if self._halting is not None:
-            self._ended = True
+        if self._halt:
+            self._ended, self._late = True, False
             del steps[1:]
         self._steps += steps
         self._ended |= self._segmenter.ended
@@ -250,9 +343,10 @@ class VllmStream:
     def _finish(self, reason: str) -> None:
         """The engine request is over; an eos has already been cut and has ended the stream."""
         self._id = None
+        self._over.set()
         if self._ended:
             return
-        if reason == "stop" and self._halting is not None:
+        if reason == "stop" and self._halt:
             if len(self._ids) < self._request.max_tokens:
                 return  # it stopped at a delimiter that ends no step: `__anext__` goes on
             reason = "length"

@@ -7,11 +7,13 @@ import random
 from collections.abc import AsyncIterator
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
+from vllm.v1.worker.utils import KVCacheBlockCopy, copy_kv_cache_blocks_inplace
 
-from server.engine.tails import Tails
+from server.engine.tails import Tails, copy_blocks
 from server.engine.vllm import VllmEngine
 from server.types import Cut, Message
 from tests.integration.conftest import settings
@@ -57,6 +59,17 @@ def test_the_longest_beginning_is_found(
     given_back = [block.block_id for block in kept.shed(len(kept))]
     assert sorted(given_back) == sorted(held)
     assert kept.find(before, tokens) is None
+
+
+@given(split=st.integers(1, 2), order=st.permutations(range(8)), count=st.integers(0, 4))
+def test_blocks_are_copied_as_by_vllm(split: int, order: list[int], count: int) -> None:
+    """Two layers that share a cache, and one with its own; blocks are copied on to others, too."""
+    copies = [KVCacheBlockCopy(*order[i : i + 2]) for i in reversed(range(count))]
+    caches = [torch.randn(8 * split, 2, 3), torch.randn(8 * split, 2, 3)]
+    theirs = [cache.clone() for cache in caches]
+    copy_blocks([*caches, caches[0]], 8, copies)
+    copy_kv_cache_blocks_inplace([*theirs, theirs[0]], 8, copies)
+    assert all(torch.equal(a, b) for a, b in zip(caches, theirs, strict=True))
 
 
 async def test_a_step_goes_on_from_all_that_was_computed(policy_engine: VllmEngine) -> None:

@@ -11,8 +11,11 @@ from collections.abc import Callable
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+from vllm.outputs import RequestOutput
+from vllm.v1.sample.sampler import Sampler
 
 from server.engine.vllm import VllmEngine
+from server.engine.vllm_stream import TOGETHER, VllmStream, gather_logprobs
 from server.errors import EngineDead
 from server.types import Cut, Message, Sampling, Stop
 from tests.integration.conftest import MODELS, settings
@@ -59,6 +62,51 @@ async def test_halt_goes_on_where_no_step_ends(
     assert step.text == f"{word}-{rest.partition(word)[0]}{word}"
     assert step.stop is Stop.STEP
     assert source.generated == step.count
+
+
+async def test_what_an_abort_finds_is_told(
+    policy_engine: VllmEngine, prompt: tuple[int, ...]
+) -> None:
+    """Of an answer that is given up when a shorter one, asked after it, has ended."""
+    greedy, uncut = Sampling(temperature=0), Cut("", 192)
+    (whole,) = await collect(ask(policy_engine, prompt, sampling=greedy, cut=uncut))
+    source = ask(policy_engine, prompt, sampling=greedy, cut=uncut)
+    reader = asyncio.create_task(anext(aiter(source)))
+    await collect(ask(policy_engine, prompt, sampling=greedy, cut=uncut, max_tokens=24))
+    reader.cancel()
+    await asyncio.wait([reader])
+    made = source.rest(Stop.LENGTH)
+    assert made is not None
+    assert 20 <= made.count == source.generated < whole.count
+    assert made.token_ids == whole.token_ids[: made.count]
+    assert made.logprobs == pytest.approx(whole.logprobs[: made.count], abs=0.1)
+
+
+async def test_a_step_is_delivered_together(
+    policy_engine: VllmEngine, prompt: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delivered = []
+    put = VllmStream._put
+
+    def counted(self: VllmStream, output: RequestOutput) -> None:
+        delivered.append(len(output.outputs[0].token_ids))
+        put(self, output)
+
+    monkeypatch.setattr(VllmStream, "_put", counted)
+    steps = await collect(ask(policy_engine, prompt, seed=1))
+    assert sum(delivered) == sum(s.count for s in steps)
+    assert len(delivered) == sum(math.ceil(s.count / TOGETHER) for s in steps) < len(ids_of(steps))
+
+
+@pytest.mark.parametrize("k", [0, 3])
+def test_the_log_probabilities_that_vllm_would_gather(k: int) -> None:
+    logprobs, sampled = torch.randn(5, 40).log_softmax(-1), torch.arange(5)
+    ours, theirs = (
+        gather_logprobs(logprobs, k, sampled),
+        Sampler.gather_logprobs(logprobs, k, sampled),
+    )
+    assert torch.equal(ours.logprob_token_ids, theirs.logprob_token_ids)
+    assert torch.equal(ours.logprobs, theirs.logprobs)
 
 
 async def test_log_probabilities_are_of_the_sampling_distribution(
