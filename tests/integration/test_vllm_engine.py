@@ -71,7 +71,7 @@ async def test_what_an_abort_finds_is_told(
     greedy, uncut = Sampling(temperature=0), Cut("", 192)
     (whole,) = await collect(ask(policy_engine, prompt, sampling=greedy, cut=uncut))
     source = ask(policy_engine, prompt, sampling=greedy, cut=uncut)
-    reader = asyncio.create_task(anext(aiter(source)))
+    reader = asyncio.create_task(collect(source))
     await collect(ask(policy_engine, prompt, sampling=greedy, cut=uncut, max_tokens=24))
     reader.cancel()
     await asyncio.wait([reader])
