@@ -66,7 +66,7 @@ class LeanScheduler(TailScheduler):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._kept: dict[str, EngineCoreOutput] = {}  # not delivered yet
-        self._last: list[tuple[int, EngineCoreOutput]] = []  # to which client, of aborted requests
+        self._aborted: list[Scheduled] = []  # and not told so yet
         if current_platform.is_cpu():  # where the worker lives in this process
             Sampler.gather_logprobs = staticmethod(gather_logprobs)
 
@@ -75,47 +75,45 @@ class LeanScheduler(TailScheduler):
         if found is not None and found.cu_num_generated_tokens is None and self.connector is None:
             model_runner_output.logprobs = None  # so that vLLM cuts nothing out
         else:
-            found = None
-        requests = self.requests.copy()  # those that end leave it
+            found, rows = None, {}
+        requests = self.requests | {r.request_id: r for r in self._aborted}  # those that end leave
         outputs = super().update_from_output(scheduler_output, model_runner_output)
-        if found is not None:
-            sampled: list[float] = found.logprobs[:, 0].tolist()
-            for batch in outputs.values():
-                for output in batch.outputs:
-                    if output.new_token_ids:
-                        params = requests[output.request_id].sampling_params
-                        row = rows[output.request_id]
-                        _attach(output, params, found, row, sampled[row])
-                batch.outputs = [o for o in batch.outputs if self._due(o, requests[o.request_id])]
-        for client, output in self._last:
-            outputs.setdefault(client, EngineCoreOutputs()).outputs.append(output)
-        self._last.clear()
+        for request in self._aborted:  # since this pass began, or before
+            row = rows.get(request.request_id)
+            made = [] if row is None else model_runner_output.sampled_token_ids[row]
+            last = EngineCoreOutput(request.request_id, made)
+            last.finish_reason = request.get_finished_reason()
+            outputs.setdefault(request.client_index, EngineCoreOutputs()).outputs.append(last)
+        self._aborted.clear()
+        sampled = [] if found is None else found.logprobs[:, 0].tolist()
+        for batch in outputs.values():
+            for output in batch.outputs:
+                if output.new_token_ids and found is not None:
+                    row = rows[output.request_id]
+                    params = requests[output.request_id].sampling_params
+                    _attach(output, params, found, row, sampled[row])
+            batch.outputs = [o for o in batch.outputs if self._due(o, requests[o.request_id])]
         return outputs
 
     def finish_requests(self, *args: Any, **kwargs: Any) -> list[Scheduled]:
         ended: list[Scheduled] = super().finish_requests(*args, **kwargs)
-        for request in ended:
-            if _delivery(request) is not None:
-                output = self._kept.pop(request.request_id, None)
-                output = output or EngineCoreOutput(request.request_id, [])
-                output.finish_reason = request.get_finished_reason()
-                self._last.append((request.client_index, output))
+        self._aborted += [request for request in ended if _delivery(request) is not None]
         return ended
 
     def _due(self, output: EngineCoreOutput, request: Scheduled) -> bool:
         """Whether to deliver it now, with what was kept of its request; else it is kept."""
         delivery = _delivery(request)
-        if delivery is None or output.kv_transfer_params is None:
+        if delivery is None:
             return True
         if kept := self._kept.pop(output.request_id, None):
-            assert kept.kv_transfer_params is not None
             output.new_token_ids = kept.new_token_ids + output.new_token_ids
-            kept.kv_transfer_params[FIELD] += output.kv_transfer_params[FIELD]
-            output.kv_transfer_params = kept.kv_transfer_params
+            output.kv_transfer_params = {FIELD: _sent(kept) + _sent(output)}
             output.prefill_stats = kept.prefill_stats
         most, ids = delivery
         made = output.new_token_ids
-        if output.finish_reason is not None or len(made) >= most or made[-1] in ids:
+        if output.finish_reason is not None or output.kv_transfer_params is None:
+            return True
+        if len(made) >= most or made[-1] in ids:
             return True
         self._kept[output.request_id] = output
         return False
@@ -133,6 +131,11 @@ def _attach(
         output.kv_transfer_params = {FIELD: found.logprobs[row : row + 1, : k + 1].tolist()}
     else:
         output.kv_transfer_params = {FIELD: [sampled]}
+
+
+def _sent(output: EngineCoreOutput) -> list[Any]:
+    params = output.kv_transfer_params
+    return [] if params is None else params[FIELD]
 
 
 def _delivery(request: Scheduled) -> tuple[int, Sequence[int]] | None:
@@ -187,8 +190,8 @@ class VllmStream:
 
     `delimiters` says which token ids end a step on their own. If it is to `halt`, the stream ends
     after one, of at most `room` tokens.
-    `generated` counts the tokens that reached this process: where the scheduler is not ours, an
-    abort loses what is under way.
+    `generated` counts the tokens that reached this process: all, where the scheduler is ours; else
+    an abort loses what is under way.
     """
 
     def __init__(
