@@ -10,6 +10,7 @@ from pathlib import Path
 
 import zmq
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
 
 YIELDING = 10  # niceness: about a tenth of a core's time while others want it, all of it otherwise
 GRACE = 2.0  # seconds that an engine's process has to end before it is killed: it keeps nothing
@@ -32,6 +33,7 @@ async def shut_down(engine: AsyncLLM) -> None:
     client = engine.engine_core
     if engine.output_handler is not None:
         engine.output_handler.cancel()  # or it reports the end that we ask for as a death
+    engine.output_processor.propagate_error(EngineDeadError())  # whoever waits for it still
     await asyncio.to_thread(engine.shutdown, GRACE)
     # After a death vLLM's own thread may be at this still; a context with an open socket in it
     # would wait for that, and stop the event loop.

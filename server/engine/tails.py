@@ -100,8 +100,6 @@ class TailScheduler(Scheduler):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        if current_platform.is_cpu():  # where the worker lives in this process
-            gpu_model_runner.copy_kv_cache_blocks_inplace = copy_blocks
         self._blocks = self.kv_cache_manager.block_pool.num_gpu_blocks - 1  # one is no request's
         groups = self.kv_cache_config.kv_cache_groups
         plain = len(groups) == 1 and self.connector is None and not self.defer_block_free
@@ -109,6 +107,8 @@ class TailScheduler(Scheduler):
         plain &= self.kv_cache_manager.enable_caching
         self._tails = Tails(int(SHARE * self._blocks) if plain else 0)
         self._least_free = int(LEAST_FREE * self._blocks)
+        if plain and current_platform.is_cpu():  # where the worker lives in this process
+            gpu_model_runner.copy_kv_cache_blocks_inplace = copy_blocks
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         if self._tails:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -65,14 +65,22 @@ class LeanScheduler(TailScheduler):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        self._lean = self.connector is None and not self.num_spec_tokens  # a token a pass
         self._kept: dict[str, EngineCoreOutput] = {}  # not delivered yet
         self._aborted: list[Scheduled] = []  # and not told so yet
         if current_platform.is_cpu():  # where the worker lives in this process
             Sampler.gather_logprobs = staticmethod(gather_logprobs)
 
+    def add_request(self, request: Scheduled) -> None:
+        if delivery := _delivery(request):
+            most, ids = delivery
+            assert request.sampling_params is not None
+            request.sampling_params.extra_args = {DELIVERY: (most, frozenset(ids))}
+        super().add_request(request)
+
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
         found, rows = model_runner_output.logprobs, model_runner_output.req_id_to_index
-        if found is not None and found.cu_num_generated_tokens is None and self.connector is None:
+        if found is not None and self._lean:
             model_runner_output.logprobs = None  # so that vLLM cuts nothing out
         else:
             found, rows = None, {}
@@ -138,7 +146,7 @@ def _sent(output: EngineCoreOutput) -> list[Any]:
     return [] if params is None else params[FIELD]
 
 
-def _delivery(request: Scheduled) -> tuple[int, Sequence[int]] | None:
+def _delivery(request: Scheduled) -> tuple[int, Collection[int]] | None:
     params = request.sampling_params
     return None if params is None or not params.extra_args else params.extra_args.get(DELIVERY)
 
@@ -155,10 +163,11 @@ class Request:
     top_logprobs: int = 0
     adapter: LoRARequest | None = None
 
-    def params(self, delimiters: list[int], *, halt: bool) -> SamplingParams:
+    def params(self, delimiters: list[int], *, halt: bool, together: bool) -> SamplingParams:
         """`delimiters` are the ids that end a step on their own: the engine stops at one, or else
-        delivers what it has."""
+        delivers what it has, if it delivers tokens `together`."""
         s = self.sampling
+        delivery = {DELIVERY: (TOGETHER, [] if halt else delimiters)}
         return SamplingParams(
             temperature=s.temperature,
             top_p=s.top_p,
@@ -168,7 +177,7 @@ class Request:
             seed=None if self.seed is None else self.seed % (1 << 63),
             max_tokens=self.max_tokens,
             stop_token_ids=delimiters if halt else None,
-            extra_args={DELIVERY: (TOGETHER, [] if halt else delimiters)},
+            extra_args=delivery if together else None,
             logprobs=self.top_logprobs,  # beside the sampled token's
             detokenize=False,
             output_kind=RequestOutputKind.DELTA,
@@ -246,11 +255,17 @@ class VllmStream:
         return self._steps.popleft()
 
     async def aclose(self) -> None:
-        self._late = not self._ended
-        self._ended = True
-        await self._abort()
+        """The engine's last word is waited for, also where this is cancelled: a pass of it."""
+        if not self._ended:
+            self._ended = self._late = True
+        if self._id is not None and self._abortion is None:
+            self._abortion = asyncio.create_task(self._abort())
         if self._abortion is not None:
-            await self._abortion
+            try:
+                await asyncio.shield(self._abortion)
+            except asyncio.CancelledError:
+                await asyncio.wait([self._abortion])
+                raise
 
     def rest(self, stop: Stop) -> Step | None:
         return self._steps.popleft() if self._steps else self._segmenter.finish(stop)
@@ -262,7 +277,8 @@ class VllmStream:
             self.prompt_tokens += len(self._request.prompt_ids)
             self._cached = False
         self._opened = True
-        delimiters = await self._delimiters()
+        together = self._llm.tells_last
+        delimiters = await self._delimiters() if self._halt or together else []
         request = self._request
         if self._halt:
             room = self._room - self._segmenter.pending
@@ -275,7 +291,7 @@ class VllmStream:
                 queue = await self._llm.engine.add_request(
                     self._id,
                     tokens_input(list(request.prompt_ids)),
-                    request.params(delimiters, halt=self._halt),
+                    request.params(delimiters, halt=self._halt, together=together),
                     priority=request.priority,
                     lora_request=request.adapter,
                 )

@@ -64,8 +64,9 @@ async def test_halt_goes_on_where_no_step_ends(
     assert source.generated == step.count
 
 
+@pytest.mark.parametrize("cancellations", [1, 3])
 async def test_what_an_abort_finds_is_told(
-    policy_engine: VllmEngine, prompt: tuple[int, ...]
+    cancellations: int, policy_engine: VllmEngine, prompt: tuple[int, ...]
 ) -> None:
     """Of an answer that is given up when a shorter one, asked after it, has ended."""
     greedy, uncut = Sampling(temperature=0), Cut("", 192)
@@ -73,8 +74,11 @@ async def test_what_an_abort_finds_is_told(
     source = ask(policy_engine, prompt, sampling=greedy, cut=uncut)
     reader = asyncio.create_task(collect(source))
     await collect(ask(policy_engine, prompt, sampling=greedy, cut=uncut, max_tokens=24))
-    reader.cancel()
+    for _ in range(cancellations):
+        reader.cancel()
+        await asyncio.sleep(0)  # it waits for the engine's word
     await asyncio.wait([reader])
+    await source.aclose()
     made = source.rest(Stop.LENGTH)
     assert made is not None
     assert 20 <= made.count == source.generated < whole.count
