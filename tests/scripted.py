@@ -170,9 +170,11 @@ async def serving(app: Any, host: str = "127.0.0.1", port: int = 0) -> AsyncIter
         config.timeout_graceful_shutdown = 1
         server = uvicorn.Server(config)
         task = asyncio.create_task(server.serve(sockets=[listener]))
-        yield f"http://{host}:{listener.getsockname()[1]}/v1"
-        server.should_exit = True
-        await task
+        try:
+            yield f"http://{host}:{listener.getsockname()[1]}/v1"
+        finally:
+            server.should_exit = True
+            await task
 
 
 def free_port() -> int:

@@ -160,7 +160,7 @@ async def connected(parts: World, **options: Any) -> AsyncIterator[httpx.AsyncCl
             yield http
 
 
-async def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
     """Return once the condition holds; `TimeoutError` if it does not in time."""
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110  (what is watched has no event)

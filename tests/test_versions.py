@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -25,7 +25,7 @@ from tests.serving import until
 from tests.test_published import NOON, promote, publish
 
 HOUR = timedelta(hours=1)
-TIMES = {"renewal": 0.02, "poll": 0.01, "hold": 1.0}
+HOLD = 8.0  # seconds; a server that does not answer within a quarter of them is taken to be lost
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Gateway:
     def _serve(self, version: str) -> None:
         self.version, self.route = version, self.versions.route(version)
 
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         await self.versions.close()
         await self.fleet.close()
 
@@ -80,23 +80,25 @@ class Gateway:
 
 
 @asynccontextmanager
-async def gateway(*servers: Running) -> AsyncIterator[Gateway]:
+async def gateway(*servers: Running, hold: float = HOLD) -> AsyncIterator[Gateway]:
     urls = [server.url for server in servers]
     settings = HttpSettings(url=urls[0], urls=tuple(urls[1:]), model=MODEL, retries=0)
     fleet = Fleet(settings, error=EngineError, dead=EngineDead)
-    it = Gateway(fleet, Versions(fleet, **TIMES))
-    await it.start()
-    try:
+    it = Gateway(fleet, Versions(fleet, hold=hold, renewal=0.02, poll=0.01))
+    async with aclosing(it):
+        await it.start()
         yield it
-    finally:
-        await it.close()
 
 
 @asynccontextmanager
-async def world(root: Path, servers: int, gateways: int) -> AsyncIterator[World]:
+async def world(
+    root: Path, servers: int, gateways: int, hold: float = HOLD
+) -> AsyncIterator[World]:
     async with AsyncExitStack() as stack:
         there = [await stack.enter_async_context(running(Promotions(root))) for _ in range(servers)]
-        ways = [await stack.enter_async_context(gateway(*there)) for _ in range(gateways)]
+        ways = [
+            await stack.enter_async_context(gateway(*there, hold=hold)) for _ in range(gateways)
+        ]
         yield World(there, ways)
 
 
@@ -136,7 +138,7 @@ class World:
         assert {word.goal for word in await asyncio.gather(*said)} == {version}
         assert {*await asyncio.gather(*(it.follow() for it in self.gateways))} == {version}
         held = [it.versions._handover for it in self.gateways]
-        await until(lambda: all(len(h.serve(version)) == len(self.servers) for h in held), 20)
+        await until(lambda: all(len(h.serve(version)) == len(self.servers) for h in held))
 
 
 @pytest.mark.parametrize(("servers", "gateways"), [(2, 1), (2, 3), (3, 2), (5, 2)])
@@ -181,7 +183,7 @@ async def test_a_search_keeps_its_version_however_long_it_is(tmp_path: Path) -> 
 
 
 async def test_a_gateway_that_died_keeps_nobody_from_anything(tmp_path: Path) -> None:
-    async with world(tmp_path, 2, 2) as it:
+    async with world(tmp_path, 2, 2, hold=2.0) as it:
         dead, alive = it.gateways
         assert dead.versions._handover._keeper is not None
         dead.versions._handover._keeper.cancel()

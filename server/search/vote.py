@@ -113,7 +113,7 @@ class Sample:
         self._seen.add(step_confidences(node.step))
         if self._poll.hopeless(self._seen):
             self._aborted = node
-            self._task.cancel()
+            raise asyncio.CancelledError  # at once: steps that came with this one are not read
 
     async def landed(self) -> Node | None:
         """Where it ended or was aborted; None if the budget ended before."""

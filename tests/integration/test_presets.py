@@ -68,9 +68,7 @@ async def test_votes_stop_and_what_they_abort_is_counted(parts: World, stop: Sto
         pruned = [node for node in nodes if node.status == "pruned"]
         assert pruned
         ended = [node for node in nodes if node.status == "terminal"]
-        # A path may take one more step while the engine ends it, and that is pruned, too.
-        assert len({node.key[0] for node in ended + pruned}) <= 64
-        assert len({node.key for node in ended}) == len(ended) <= 64
+        assert len(ended) + len(pruned) <= 64
 
 
 async def run(parts: World, **how: object) -> Outcome:
