@@ -53,6 +53,8 @@ LAYERS = [
 ]
 KNOW_VLLM = {
     "server.engine.tails",
+    "server.engine.together",
+    "server.engine.lean",
     "server.engine.arguments",
     "server.engine.meter",
     "server.engine.process",

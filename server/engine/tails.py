@@ -20,9 +20,10 @@ import torch
 from vllm.platforms import current_platform
 from vllm.utils.math_utils import cdiv
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
-from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 from vllm.v1.worker import gpu_model_runner
+
+from server.engine.together import UnpackingScheduler
 
 SHARE = 0.25  # of all blocks, that may be kept
 LEAST_FREE = 0.1  # of all blocks; what is kept is given back below it
@@ -95,7 +96,7 @@ def copy_blocks(
             whole[target] = whole[source]
 
 
-class TailScheduler(Scheduler):
+class TailScheduler(UnpackingScheduler):
     """vLLM's scheduler, with `Tails`. For one group of full attention; else it keeps nothing."""
 
     def __init__(self, *args: Any, **kwargs: Any):

@@ -19,10 +19,11 @@ from server.engine import tops
 from server.engine.bounds import fit
 from server.engine.checkpoint import BadWeights, Checkpoint, look_over
 from server.engine.halting import Halting
+from server.engine.lean import LeanScheduler
 from server.engine.llm import Llm, llm_boundary, terminate
 from server.engine.segment import Patterns, Segmenter
 from server.engine.tokenizer import HFTokenizer
-from server.engine.vllm_stream import LeanScheduler, Request, VllmStream
+from server.engine.vllm_stream import Request, VllmStream
 from server.engine.weights import fingerprint
 from server.errors import BadRequest, EngineDead
 from server.types import Cut, Load, Sampling

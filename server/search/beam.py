@@ -89,12 +89,12 @@ class Beam(Convincible):
                     return
                 n -= 1
                 rungs[depth].landed.append(child)
-                await settle(depth)
+                settle(depth)
             if n:  # so many did not fit the context or the budget: nobody waits for them
                 rungs[depth].expected -= n
-                await settle(depth)
+                settle(depth)
 
-        async def settle(depth: int) -> None:
+        def settle(depth: int) -> None:
             """Promote at this depth; if it is complete, that may complete the ones below."""
             while depth in rungs:
                 rung = rungs[depth]
@@ -104,7 +104,7 @@ class Beam(Convincible):
                 if not complete:
                     return
                 for loser in rung.losers():
-                    await search.prune(loser)
+                    search.prune(loser)
                 depth += 1
 
         open_up(search.root, self.width * self.branch)

@@ -115,20 +115,20 @@ class Race:
             runner.final = end.rank
             if self.strategy.ends(self.search, end):
                 return
-        await self._decide()
+        self._decide()
 
     async def _weigh(self, runner: Runner, decision: int, node: Node) -> None:
         if runner in self.alive:
             await self.search.score(node)
             runner.ranks[decision] = node.rank
-            await self._decide()
+            self._decide()
 
-    async def _decide(self) -> None:
+    def _decide(self) -> None:
         """Abort whoever is certain to be among the lowest."""
         for runner in self._losers():
             if runner.writing and runner.task is not None and runner.tip is not None:
                 runner.task.cancel()
-                await self.search.prune(runner.tip)
+                self.search.prune(runner.tip)
 
     def _losers(self) -> list[Runner]:
         """Those that leave the race now, at this decision and at all that it completes."""

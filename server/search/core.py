@@ -220,12 +220,12 @@ class Search:
         await self._tasks.stage(strategy.run(self))
         self._owed &= owed  # what the stage itself still waited with ends with it
 
-    async def prune(self, node: Node) -> None:
+    def prune(self, node: Node) -> None:
         """Give `node` up: what runs ahead of it is aborted in the engine."""
         if not node.finished and not node.pruned:
             node.pruned = True
             self._emit(PruneEvent(node))
-        await self.writer.drop(node)
+        self.writer.drop(node)
 
     @property
     def enough(self) -> bool:
@@ -275,7 +275,7 @@ class Search:
             while at.depth < node.depth + steps and not at.finished:
                 plain = self.plain(at)
                 at = await self._write(at, Stop.STEP, False, plain, None, greedy=True)
-                await self.prune(at)
+                self.prune(at)
                 await self._rule(at)
         return at
 

@@ -51,7 +51,7 @@ class DVTS(Convincible):
             node = max(steps, key=lambda n: n.rank)
             for other in steps:
                 if other is not node:
-                    await search.prune(other)
+                    search.prune(other)
 
     def worst_case(self, answer: int, path: int, step: int) -> int:
         return self.trees * self.branch * path * (1 + self.lookahead)

@@ -131,8 +131,8 @@ class MCTS(Convincible):
         if any(end.convinces(self.stop_at) for end in ends) and search.conclude():
             return True
         if leaf in search.full and not any(child.visits for child in leaf.children):
-            await search.prune(leaf)  # else every simulation might come here, in vain
-        if over := await self._give_up(search, leaf, flights):
+            search.prune(leaf)  # else every simulation might come here, in vain
+        if over := self._give_up(search, leaf, flights):
             search.stop()
         return over
 
@@ -152,16 +152,16 @@ class MCTS(Convincible):
             set_priors(child, self.prior)
         BACK_UP[self.backup](path + rollout[::-1], end.value)
 
-    async def _give_up(self, search: Search, leaf: Node, flights: Flights) -> bool:
+    def _give_up(self, search: Search, leaf: Node, flights: Flights) -> bool:
         """Prune the futile children of `leaf` and what is futile with them; whether that is all."""
         for child in leaf.children:
             if child.score is not None and child.score < self.futile:
-                await search.prune(child)
+                search.prune(child)
         node: Node | None = leaf
         while node is not None and node not in flights.expanding:
             if not node.children or not all(child.pruned for child in node.children):
                 return False
-            await search.prune(node)
+            search.prune(node)
             node = node.parent
         return node is None
 

@@ -71,7 +71,7 @@ class Particles(Convincible):
             particles = [node for node, _ in alive]
             weights = [w + self._weight(node) for node, w in alive]
             if any(not node.finished for node in particles) and self._uneven(weights):
-                particles = await self._draw(search, particles, weights)
+                particles = self._draw(search, particles, weights)
                 weights = [0.0] * len(particles)
 
     def _weight(self, node: Node) -> float:
@@ -82,7 +82,7 @@ class Particles(Convincible):
             return self.threshold == 1
         return effective_size(weights) <= self.threshold * len(weights)
 
-    async def _draw(
+    def _draw(
         self, search: Search, particles: Sequence[Node], weights: Sequence[float]
     ) -> list[Node]:
         """The next generation; who is not drawn is given up."""
@@ -90,7 +90,7 @@ class Particles(Convincible):
         for node, count in zip(particles, counts, strict=True):
             node.resampled = True
             if not count:
-                await search.prune(node)
+                search.prune(node)
         return [n for n, count in zip(particles, counts, strict=True) for _ in range(count)]
 
     def _cascade(self, search: Search) -> None:
@@ -104,7 +104,7 @@ class Particles(Convincible):
             count, each = queue.offspring(weight + self._weight(node), search.rng)
             node.resampled = True
             if not count:
-                await search.prune(node)
+                search.prune(node)
             for _ in range(count):
                 search.spawn(walk(node, each))
 

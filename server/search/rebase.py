@@ -42,16 +42,16 @@ class Rebase(Convincible):
         while parents:
             level = [node for node in await grow_all(search, parents, self) if node is not None]
             budget = len(parents) - sum(node.finished for node in level)
-            parents = await self._divide(search, [n for n in level if not n.finished], budget)
+            parents = self._divide(search, [n for n in level if not n.finished], budget)
 
-    async def _divide(self, search: Search, level: Sequence[Node], budget: int) -> list[Node]:
+    def _divide(self, search: Search, level: Sequence[Node], budget: int) -> list[Node]:
         """The nodes that go on, each as often as it has children; who has none is given up."""
         ordered = sorted(level, key=lambda n: n.rank, reverse=True)
         counts = divide(budget, [n.value / self.temperature for n in ordered])
         for node, count in zip(ordered, counts, strict=True):
             node.resampled = True
             if not count:
-                await search.prune(node)
+                search.prune(node)
         return [n for n, count in zip(ordered, counts, strict=True) for _ in range(count)]
 
     def worst_case(self, answer: int, path: int, step: int) -> int:

@@ -119,7 +119,7 @@ class Sample:
         """Where it ended or was aborted; None if the budget ended before."""
         await asyncio.wait([self._task])
         if self._aborted is not None:
-            await self._poll.search.prune(self._aborted)
+            self._poll.search.prune(self._aborted)
             return self._aborted
         if self._task.cancelled() or self._task.exception() is not None:
             return None

@@ -55,6 +55,7 @@ class Writer:
         self.slots = asyncio.Semaphore(budget.concurrency or 1 << 30)
         self.writing = 0  # paths being written now
         self._parked: dict[Node, Branch] = {}
+        self._closing: set[asyncio.Task[None]] = set()
 
     def path(self, node: Node, place: tuple[int, ...], begin: Opening, *, whole: bool) -> Path:
         """Write on from `node`, for one step or (`whole`) for the rest of the turn.
@@ -72,18 +73,30 @@ class Writer:
             branch.value = node.value
         return branch
 
-    async def drop(self, node: Node) -> None:
-        """Abort what runs ahead of `node`."""
+    def drop(self, node: Node) -> None:
+        """Abort what runs ahead of `node`. The search goes on meanwhile; `close` waits for it."""
         if branch := self._parked.pop(node, None):
-            await branch.close()
+            closing = asyncio.create_task(branch.close())
+            self._closing.add(closing)
+            closing.add_done_callback(self._closed)
+
+    def _closed(self, closing: asyncio.Task[None]) -> None:
+        if not closing.cancelled() and closing.exception() is None:
+            self._closing.remove(closing)
 
     async def close(self) -> None:
         """Abort all that runs ahead. Raises the first failure, when all has been tried."""
-        branches = [self._parked.popitem()[1] for _ in range(len(self._parked))]
-        results = await asyncio.gather(*(b.close() for b in branches), return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
+        for node in list(self._parked):
+            self.drop(node)
+        if not self._closing:
+            return
+        try:
+            await asyncio.wait(self._closing)
+        except asyncio.CancelledError:
+            await asyncio.wait(self._closing)
+            raise
+        for closing in self._closing:
+            closing.result()
 
     def park(self, node: Node, branch: Branch) -> bool:
         """Let `branch` run ahead of the unfinished `node` it wrote, if that is wanted now."""
@@ -163,9 +176,8 @@ class Writer:
         """Set tokens aside; where they are short, what runs ahead gives its own back first."""
         while (hold := self.budget.hold(want, least)) is None:
             if self._parked:
-                await self.drop(min(self._parked, key=lambda n: n.value))
-            else:
-                await self.budget.freed()
+                self.drop(min(self._parked, key=lambda n: n.value))
+            await self.budget.freed()
         return hold
 
 

@@ -6,16 +6,20 @@ import asyncio
 import math
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 from vllm.outputs import RequestOutput
+from vllm.v1.engine import EngineCoreRequestType
+from vllm.v1.engine.core_client import AsyncMPClient
 from vllm.v1.sample.sampler import Sampler
 
+from server.engine.lean import gather_logprobs
 from server.engine.vllm import VllmEngine
-from server.engine.vllm_stream import TOGETHER, VllmStream, gather_logprobs
+from server.engine.vllm_stream import TOGETHER, VllmStream
 from server.errors import EngineDead
 from server.types import Cut, Message, Sampling, Stop
 from tests.integration.conftest import MODELS, settings
@@ -211,3 +215,55 @@ async def test_many_long_seeded_prompts_at_once(policy_engine: VllmEngine) -> No
     sources = [ask(policy_engine, ids, seed=1, max_tokens=2) for ids in prompts]
     answers = await asyncio.gather(*map(collect, sources))
     assert all(1 <= len(ids_of(steps)) <= 2 for steps in answers)
+
+
+@pytest.fixture
+def messages(monkeypatch: pytest.MonkeyPatch) -> list[EngineCoreRequestType]:
+    """Of what kind the messages to engines were."""
+    sent: list[EngineCoreRequestType] = []
+    send = AsyncMPClient._send_input_message
+
+    def counted(self: AsyncMPClient, message: tuple[bytes, ...], engine: bytes) -> Awaitable[Any]:
+        sent.append(EngineCoreRequestType(message[0]))
+        return send(self, message, engine)
+
+    monkeypatch.setattr(AsyncMPClient, "_send_input_message", counted)
+    return sent
+
+
+async def test_requests_of_one_turn_are_one_message(
+    policy_engine: VllmEngine, prompt: tuple[int, ...], messages: list[EngineCoreRequestType]
+) -> None:
+    """Each with a seed, a length and a log-probability of its own."""
+    asked = [(seed, 20 + seed) for seed in range(12)]
+    sources = [ask(policy_engine, prompt, seed=s, max_tokens=m) for s, m in asked]
+    answers = await asyncio.gather(*map(collect, sources))
+    assert messages == [EngineCoreRequestType.ADD]
+    assert [len(ids_of(steps)) for steps in answers] == [m for _, m in asked]
+    assert len({ids_of(steps)[:20] for steps in answers}) > 6
+    for (seed, most), steps in zip(asked, answers, strict=True):
+        (alone,) = [await collect(ask(policy_engine, prompt, seed=seed, max_tokens=most))]
+        assert ids_of(alone)[:4] == ids_of(steps)[:4]
+    assert len(messages) == 1 + len(asked)
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3, 5, 8])
+async def test_some_of_a_message_are_given_up_before_the_engine_has_it(
+    turns: int,
+    policy_engine: VllmEngine,
+    prompt: tuple[int, ...],
+    messages: list[EngineCoreRequestType],
+) -> None:
+    """From before they are sent to after."""
+    sources = [ask(policy_engine, prompt, seed=seed) for seed in range(6)]
+    readers = [asyncio.create_task(collect(source)) for source in sources]
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    for reader in readers[::2]:
+        reader.cancel()
+    await asyncio.wait(readers)
+    assert [reader.cancelled() for reader in readers] == [True, False] * 3
+    for reader in readers[1::2]:
+        assert reader.result()[-1].stop is Stop.END
+    assert messages.count(EngineCoreRequestType.ADD) == 1
+    assert idle(policy_engine)
