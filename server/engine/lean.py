@@ -7,6 +7,7 @@ device with another class. `vllm_stream.py` is the other end.
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -34,6 +35,33 @@ def gather_logprobs(logprobs: torch.Tensor, k: int, token_ids: torch.Tensor) -> 
     return LogprobsTensors(ids.to(torch.int32), own, torch.zeros_like(token_ids))
 
 
+@dataclass(slots=True)
+class Kept:
+    """A request's tokens that are not delivered yet: at most so many, and up to one of `ids`."""
+
+    most: int
+    ids: frozenset[int]
+    likeliest: int  # log-probabilities beside the sampled token's own
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[Any] = field(default_factory=list)  # each one's: a float, or a list of them
+    stats: Any = None  # of its prompt, which its first token brings
+
+    def take(self, output: EngineCoreOutput, logprobs: Any) -> None:
+        self.tokens += output.new_token_ids
+        self.logprobs.append(logprobs)
+        self.stats = self.stats or output.prefill_stats
+
+    def due(self, output: EngineCoreOutput) -> bool:
+        """Whether it is time to deliver them, with this output, of which the last one is."""
+        goes_on = output.finish_reason is None and len(self.tokens) < self.most
+        if goes_on and self.tokens[-1] not in self.ids:
+            return False
+        output.new_token_ids, output.kv_transfer_params = self.tokens, {FIELD: self.logprobs}
+        output.prefill_stats, self.stats = self.stats, None
+        self.tokens, self.logprobs = [], []
+        return True
+
+
 class LeanScheduler(TailScheduler):
     """One that sends a sampled token's log-probability as one float, the `k` likeliest ones' as `k`
     more where a request asks for them, and the tokens of a request together where it lets us.
@@ -51,16 +79,16 @@ class LeanScheduler(TailScheduler):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._lean = self.connector is None and not self.num_spec_tokens  # a token a pass
-        self._kept: dict[str, EngineCoreOutput] = {}  # not delivered yet
+        self._kept: dict[str, Kept] = {}
         self._aborted: list[Request] = []  # and not told so yet
         if current_platform.is_cpu():  # where the worker lives in this process
             Sampler.gather_logprobs = staticmethod(gather_logprobs)
 
     def add_request(self, request: Request) -> None:
-        if delivery := _delivery(request):
+        params, delivery = request.sampling_params, _delivery(request)
+        if self._lean and params is not None and delivery is not None and not _as_vllm(params):
             most, ids = delivery
-            assert request.sampling_params is not None
-            request.sampling_params.extra_args[DELIVERY] = most, frozenset(ids)
+            self._kept[request.request_id] = Kept(most, frozenset(ids), params.num_logprobs or 0)
         super().add_request(request)
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
@@ -80,12 +108,23 @@ class LeanScheduler(TailScheduler):
         self._aborted.clear()
         sampled = [] if found is None else found.logprobs[:, 0].tolist()
         for batch in outputs.values():
+            due = []
             for output in batch.outputs:
+                kept = self._kept.get(output.request_id)
                 if output.new_token_ids and found is not None:
                     row = rows[output.request_id]
-                    params = requests[output.request_id].sampling_params
-                    _attach(output, params, found, row, sampled[row])
-            batch.outputs = [o for o in batch.outputs if self._due(o, requests[o.request_id])]
+                    if kept is None:
+                        params = requests[output.request_id].sampling_params
+                        _attach(output, params, found, row, sampled[row])
+                    elif kept.likeliest:
+                        kept.take(output, found.logprobs[row, : kept.likeliest + 1].tolist())
+                    else:
+                        kept.take(output, sampled[row])
+                if kept is None or kept.due(output):
+                    due.append(output)
+                    if output.finish_reason is not None:
+                        self._kept.pop(output.request_id, None)
+            batch.outputs = due
         return outputs
 
     def finish_requests(self, *args: Any, **kwargs: Any) -> list[Request]:
@@ -93,32 +132,14 @@ class LeanScheduler(TailScheduler):
         self._aborted += [request for request in ended if _delivery(request) is not None]
         return ended
 
-    def _due(self, output: EngineCoreOutput, request: Request) -> bool:
-        """Whether to deliver it now, with what was kept of its request; else it is kept."""
-        delivery = _delivery(request)
-        if delivery is None:
-            return True
-        if kept := self._kept.pop(output.request_id, None):
-            output.new_token_ids = kept.new_token_ids + output.new_token_ids
-            output.kv_transfer_params = {FIELD: _sent(kept) + _sent(output)}
-            output.prefill_stats = kept.prefill_stats
-        most, ids = delivery
-        made = output.new_token_ids
-        if output.finish_reason is not None or output.kv_transfer_params is None:
-            return True
-        if len(made) >= most or made[-1] in ids:
-            return True
-        self._kept[output.request_id] = output
-        return False
-
 
 def _attach(
     output: EngineCoreOutput, params: SamplingParams | None, found: Any, row: int, sampled: float
 ) -> None:
-    """The log-probabilities that were asked for, to a token."""
+    """The log-probabilities that were asked for, to a token that is delivered alone."""
     if params is None or params.num_logprobs is None:
         return
-    if params.logprob_token_ids:
+    if _as_vllm(params):
         output.new_logprobs = found.slice_request(row, 1)
     elif k := params.logprobs:
         output.kv_transfer_params = {FIELD: found.logprobs[row : row + 1, : k + 1].tolist()}
@@ -126,9 +147,9 @@ def _attach(
         output.kv_transfer_params = {FIELD: [sampled]}
 
 
-def _sent(output: EngineCoreOutput) -> list[Any]:
-    params = output.kv_transfer_params
-    return [] if params is None else params[FIELD]
+def _as_vllm(params: SamplingParams) -> bool:
+    """Whether its log-probabilities, if any, are sent in vLLM's own form."""
+    return params.num_logprobs is None or bool(params.logprob_token_ids)
 
 
 def _delivery(request: Request) -> tuple[int, Collection[int]] | None:

@@ -225,7 +225,8 @@ def messages(monkeypatch: pytest.MonkeyPatch) -> list[EngineCoreRequestType]:
 
     def counted(self: AsyncMPClient, message: tuple[bytes, ...], engine: bytes) -> Awaitable[Any]:
         sent.append(EngineCoreRequestType(message[0]))
-        return send(self, message, engine)
+        sending: Awaitable[Any] = send(self, message, engine)
+        return sending
 
     monkeypatch.setattr(AsyncMPClient, "_send_input_message", counted)
     return sent
