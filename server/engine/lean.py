@@ -51,8 +51,8 @@ class Kept:
         self.logprobs.append(logprobs)
         self.stats = self.stats or output.prefill_stats
 
-    def due(self, output: EngineCoreOutput) -> bool:
-        """Whether it is time to deliver them, with this output, of which the last one is."""
+    def delivered(self, output: EngineCoreOutput) -> bool:
+        """Put them into this output, the last one's, if it is time. Whether it is."""
         goes_on = output.finish_reason is None and len(self.tokens) < self.most
         if goes_on and self.tokens[-1] not in self.ids:
             return False
@@ -111,7 +111,7 @@ class LeanScheduler(TailScheduler):
             due = []
             for output in batch.outputs:
                 kept = self._kept.get(output.request_id)
-                if output.new_token_ids and found is not None:
+                if output.new_token_ids and (found is not None or kept is not None):
                     row = rows[output.request_id]
                     if kept is None:
                         params = requests[output.request_id].sampling_params
@@ -120,7 +120,7 @@ class LeanScheduler(TailScheduler):
                         kept.take(output, found.logprobs[row, : kept.likeliest + 1].tolist())
                     else:
                         kept.take(output, sampled[row])
-                if kept is None or kept.due(output):
+                if kept is None or kept.delivered(output):
                     due.append(output)
                     if output.finish_reason is not None:
                         self._kept.pop(output.request_id, None)

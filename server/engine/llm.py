@@ -26,7 +26,7 @@ from server.engine.checkpoint import Checkpoint
 from server.engine.meter import Meter
 from server.engine.process import shut_down, yield_cores
 from server.engine.reload import reload, reloads_right
-from server.engine.together import Outbox
+from server.engine.together import send_together
 from server.errors import BadRequest, EngineDead, EngineError, PonderError, boundary
 from server.types import Load
 
@@ -99,7 +99,7 @@ class Llm:
             engine.log_stats = False  # on this side of the wire: they are made for each token
             engine._run_output_handler()
             if getattr(engine.vllm_config.scheduler_config.scheduler_cls, "unpacks", False):
-                Outbox(engine.engine_core)
+                send_together(engine.engine_core)
             # It ends when the engine's process does, after telling every open request.
             engine.output_handler.add_done_callback(lambda _: self._died(engine))
         if self._yielding:

@@ -27,7 +27,7 @@ from server.engine.together import UnpackingScheduler
 
 SHARE = 0.25  # of all blocks, that may be kept
 LEAST_FREE = 0.1  # of all blocks; what is kept is given back below it
-BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}  # by an element's bytes
+PLAIN = {1: torch.uint8, 2: torch.int16, 4: torch.int32}  # types of so many bytes
 Key = tuple[Hashable, tuple[int, ...]]  # what the block follows, and the tokens in it
 
 
@@ -45,19 +45,26 @@ class Tails:
     def keep(
         self, before: Hashable, tokens: tuple[int, ...], block: KVCacheBlock
     ) -> list[KVCacheBlock]:
-        """Keep `block`, if nothing like it is; what no longer is, one reference each to be given
-        back. A request must compute its last token, so that one which asks for these very tokens
-        again can use all but that."""
+        """Keep `block`, if none with the same is kept. Returns those that are not kept, or no
+        longer: one reference to each is to be given back.
+
+        A request must compute its last token, so that one which asks for these very tokens again
+        can use all but that: a block has a key for both. Of blocks with the same key the youngest
+        has it, as it stays longest."""
         assert tokens
         if self._use((before, tokens)) is not None:
             return [block]
         keys = [(before, part) for part in (tokens, tokens[:-1]) if part]
-        for key in keys:  # the youngest has it, as it stays longest
-            if (older := self._by_key.get(key)) is not None:
-                self._kept[older][1].remove(key)
+        useless = []
+        for older, key in [(self._by_key[key], key) for key in keys if key in self._by_key]:
+            its_block, its_keys = self._kept[older]
+            its_keys.remove(key)
+            if not its_keys:
+                del self._kept[older]
+                useless.append(its_block)
         self._kept[block.block_id] = block, keys
         self._by_key |= dict.fromkeys(keys, block.block_id)
-        return self.shed(len(self._kept) - self.most)
+        return useless + self.shed(len(self._kept) - self.most)
 
     def find(self, before: Hashable, tokens: Sequence[int]) -> tuple[KVCacheBlock, int] | None:
         """The block that holds most of the beginning of `tokens`, and how many of them."""
@@ -94,7 +101,7 @@ def copy_blocks(
     reference policy, a twelfth of what a step costs the engine; NumPy takes 4, and torch 10.
     """
     for cache in {cache.data_ptr(): cache for cache in caches}.values():  # layers may share one
-        plain = cache.view(BITS[cache.element_size()]).numpy()  # NumPy has no bfloat16
+        plain = cache.view(PLAIN[cache.element_size()]).numpy()  # NumPy has no bfloat16
         whole = plain.reshape(blocks, -1, *plain.shape[1:])
         for source, target in copies:
             whole[target] = whole[source]

@@ -2,7 +2,7 @@
 
 A search asks for all children of a node at once, and several searches do so in one turn. vLLM sends
 each request alone, and each wakes a thread in either process. Here the first one carries the others
-among its parameters (`Outbox`), and the engine's scheduler takes them out (`UnpackingScheduler`).
+among its parameters, and the engine's scheduler takes them out.
 """
 
 from __future__ import annotations
@@ -17,17 +17,22 @@ from vllm.v1.engine.core_client import AsyncMPClient
 from vllm.v1.request import Request
 from vllm.v1.serial_utils import MsgpackDecoder
 
-OTHERS = "others"  # key among the first one's parameters: those that follow it, encoded
+FOLLOWERS = "followers"  # key among the first one's parameters: the others, encoded
+
+
+def send_together(client: AsyncMPClient) -> None:
+    """Have the client do so from now on."""
+    client._send_input = Outbox(client).send
 
 
 class Outbox:
-    """Between a client and the socket to its engine. Whatever else is sent keeps its place."""
+    """What a client has to send. Requests wait for the turn's end, aborts stay behind them."""
 
     def __init__(self, client: AsyncMPClient):
         self._client = client
         self._send = client._send_input
-        self._waiting: list[EngineCoreRequest] = []
-        client._send_input = self.send
+        self._first: EngineCoreRequest | None = None
+        self._followers: list[bytes] = []
 
     def send(self, kind: EngineCoreRequestType, what: Any, *engine: Any) -> Awaitable[Any]:
         """As vLLM's own. Raises `EngineDeadError`; of a death that comes later each request is told
@@ -38,35 +43,34 @@ class Outbox:
             return sent
         self._client.ensure_alive()
         loop = asyncio.get_running_loop()
-        if not self._waiting:
+        if self._first is None:
+            self._first = what
             loop.call_soon(self._flush)
-        self._waiting.append(what)
+        else:
+            (encoded,) = self._client.encoder.encode(what)  # more only where there are tensors
+            self._followers.append(bytes(encoded))
         done = loop.create_future()
         done.set_result(None)
         return done
 
     def _flush(self) -> None:
-        if not self._waiting or self._client.resources.engine_dead:
-            return
-        (first, *others), self._waiting = self._waiting, []
-        if not others:
-            self._send(EngineCoreRequestType.ADD, first)
+        first, followers = self._first, self._followers
+        self._first, self._followers = None, []
+        if first is None or self._client.resources.engine_dead:
             return
         params, name = _extra(first)
         before = getattr(params, name)
-        setattr(params, name, {**(before or {}), OTHERS: [self._encoded(o) for o in others]})
+        if followers:
+            setattr(params, name, {**(before or {}), FOLLOWERS: followers})
         try:
             self._send(EngineCoreRequestType.ADD, first)
         finally:
             setattr(params, name, before)  # the parameters may be another request's, too
 
-    def _encoded(self, request: EngineCoreRequest) -> bytes:
-        (buffer,) = self._client.encoder.encode(request)  # more only where there are tensors
-        return bytes(buffer)
-
 
 class UnpackingScheduler(Scheduler):
-    """vLLM's scheduler, for a client with an `Outbox`."""
+    """vLLM's scheduler, for a client that does `send_together`: requests of token ids, without a
+    grammar or media, which vLLM would prepare before it schedules them."""
 
     unpacks = True
 
@@ -76,10 +80,10 @@ class UnpackingScheduler(Scheduler):
 
     def add_request(self, request: Request) -> None:
         params, name = _extra(request)
-        others = (getattr(params, name) or {}).pop(OTHERS, ())
+        followers = (getattr(params, name) or {}).pop(FOLLOWERS, ())
         super().add_request(request)
-        for other in map(self._decoder.decode, others):
-            self.add_request(Request.from_engine_core_request(other, request._block_hasher))
+        for follower in map(self._decoder.decode, followers):
+            self.add_request(Request.from_engine_core_request(follower, request._block_hasher))
 
 
 def _extra(request: EngineCoreRequest | Request) -> tuple[Any, str]:

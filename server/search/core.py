@@ -110,9 +110,9 @@ class Search:
         end. `merge` returns the sibling that already says the same, if there is one, and
         counts it (`Node.multiplicity`). `operator` says how the policy is made to go on; if
         None, the search's actions do. `lookahead` is how many greedy steps further the scorer
-        looks to value it. `on_step` is told of each step of a whole answer as it
-        lands, while the policy writes on; not of the last one. Raises `BudgetSpent`, also where
-        the context is full.
+        looks to value it. `on_step` is told of each step of a whole answer as it lands, while
+        the policy writes on; not of the last one. A `CancelledError` of its own ends the answer
+        there. Raises `BudgetSpent`, also where the context is full.
         """
         if self.solved and self.enough:
             raise BudgetSpent
@@ -218,10 +218,11 @@ class Search:
         """
         owed = {*self._owed, self._tasks.halt}
         await self._tasks.stage(strategy.run(self))
+        await self.writer.settled()  # what comes next looks at what is spent
         self._owed &= owed  # what the stage itself still waited with ends with it
 
     def prune(self, node: Node) -> None:
-        """Give `node` up: what runs ahead of it is aborted in the engine."""
+        """Give `node` up. What runs ahead of it is aborted in the engine, soon."""
         if not node.finished and not node.pruned:
             node.pruned = True
             self._emit(PruneEvent(node))

@@ -74,7 +74,7 @@ class Writer:
         return branch
 
     def drop(self, node: Node) -> None:
-        """Abort what runs ahead of `node`. The search goes on meanwhile; `close` waits for it."""
+        """Abort what runs ahead of `node`, while the search goes on; `settled` waits for it."""
         if branch := self._parked.pop(node, None):
             closing = asyncio.create_task(branch.close())
             self._closing.add(closing)
@@ -84,19 +84,24 @@ class Writer:
         if not closing.cancelled() and closing.exception() is None:
             self._closing.remove(closing)
 
-    async def close(self) -> None:
-        """Abort all that runs ahead. Raises the first failure, when all has been tried."""
-        for node in list(self._parked):
-            self.drop(node)
-        if not self._closing:
+    async def settled(self) -> None:
+        """Wait until all that was dropped has ended, and is paid for. Raises a failure, if any."""
+        closings = set(self._closing)
+        if not closings:
             return
         try:
-            await asyncio.wait(self._closing)
+            await asyncio.wait(closings)
         except asyncio.CancelledError:
-            await asyncio.wait(self._closing)
+            await asyncio.wait(closings)
             raise
-        for closing in self._closing:
+        for closing in closings:
             closing.result()
+
+    async def close(self) -> None:
+        """Abort all that runs ahead. Raises a failure, if any, when all has been tried."""
+        for node in list(self._parked):
+            self.drop(node)
+        await self.settled()
 
     def park(self, node: Node, branch: Branch) -> bool:
         """Let `branch` run ahead of the unfinished `node` it wrote, if that is wanted now."""
@@ -126,6 +131,9 @@ class Writer:
         whole: bool,
     ) -> Branch:
         """A new engine request for what follows `node` (and a step already begun)."""
+        for closing in self._closing:
+            if closing.done():
+                closing.result()  # it failed, and so does the search
         begun = partial.count if partial else 0
         ids = begin.ids(node) + (partial.token_ids if partial else ())
         shape = self.shape
@@ -175,7 +183,7 @@ class Writer:
     async def _hold(self, want: int, least: int) -> Hold:
         """Set tokens aside; where they are short, what runs ahead gives its own back first."""
         while (hold := self.budget.hold(want, least)) is None:
-            if self._parked:
+            if self._parked and all(closing.done() for closing in self._closing):
                 self.drop(min(self._parked, key=lambda n: n.value))
             await self.budget.freed()
         return hold
