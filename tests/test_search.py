@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -178,6 +179,52 @@ def test_what_runs_ahead_is_used_or_counted_as_discarded(strategy: Any) -> None:
     assert ahead.engine.requests < len(ahead.search.nodes) - 1
     assert plain.search.budget.spent == plain.search.tree.kept
     assert ahead.search.budget.spent > ahead.search.tree.kept
+
+
+class Lingering(FakeStream):
+    """Its abort takes a while, and may fail."""
+
+    async def aclose(self) -> None:
+        engine = self.engine
+        assert isinstance(engine, LingeringEngine)
+        ended = self.cut.halt and self.over or self.taken == len(self.ids)
+        aborted = self.final is None and not ended
+        if aborted:
+            await asyncio.sleep(engine.lingers)
+        await super().aclose()
+        if aborted and engine.fails:
+            raise EngineError("the abort failed")
+
+
+@dataclass
+class LingeringEngine(FakeEngine):
+    lingers: float = 0.5  # seconds
+    fails: bool = False
+
+    def stream(self, *args: Any, **how: Any) -> FakeStream:
+        made = super().stream(*args, **how)
+        made.__class__ = Lingering
+        return made
+
+
+@pytest.mark.parametrize(
+    "strategy", [Beam(width=2, branch=3), DVTS(trees=2), Particles(n=6), Rebase(n=6)]
+)
+def test_a_search_goes_on_while_what_it_gave_up_is_aborted(strategy: Any) -> None:
+    quick = searched(strategy, lookahead=60)
+    slow = searched(strategy, lookahead=60, engine=LingeringEngine())
+    assert_settled(slow)
+    assert slow.seconds < quick.seconds + 1.0
+    assert slow.search.budget.spent > slow.search.tree.kept
+
+
+def test_an_abort_that_fails_ends_the_search() -> None:
+    engine, strategy = LingeringEngine(fails=True), Beam(width=2, branch=3)
+    whole = searched(strategy, lookahead=60, engine=LingeringEngine())
+    with pytest.raises(EngineError, match="the abort failed"):
+        searched(strategy, lookahead=60, engine=engine)
+    assert engine.requests < whole.engine.requests
+    assert engine.open_streams == 0
 
 
 def test_nothing_runs_ahead_of_a_full_engine() -> None:
