@@ -187,7 +187,7 @@ class Lingering(FakeStream):
     async def aclose(self) -> None:
         engine = self.engine
         assert isinstance(engine, LingeringEngine)
-        ended = self.cut.halt and self.over or self.taken == len(self.ids)
+        ended = (self.cut.halt and self.over) or self.taken == len(self.ids)
         aborted = self.final is None and not ended
         if aborted:
             await asyncio.sleep(engine.lingers)
