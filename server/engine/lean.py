@@ -53,7 +53,7 @@ class Kept:
 
     def delivered(self, output: EngineCoreOutput) -> bool:
         """Put them into this output, the last one's, if it is time. Whether it is."""
-        goes_on = output.finish_reason is None and len(self.tokens) < self.most
+        goes_on = output.finish_reason is None and 0 < len(self.tokens) < self.most
         if goes_on and self.tokens[-1] not in self.ids:
             return False
         output.new_token_ids, output.kv_transfer_params = self.tokens, {FIELD: self.logprobs}
