@@ -3,8 +3,10 @@
 `python -m benchmarks.limit [--quick] [--json PATH]`
 
 The raw engine generates the same prompts with n=16 in the same process, without log-probabilities
-and without anything of ours; rounds of all rows take turns, so that a noisy machine hits all.
-Tokens that a search threw away are its waste: they do not count in its ratio.
+and without anything of ours, drafted tokens included: it is another engine, which waits meanwhile.
+`raw engine, with drafts` is the searches' own, and `ratio to drafting` is to that. Rounds of all
+rows take turns, so that a noisy machine hits all. Tokens that a search threw away are its waste:
+they do not count in its ratio.
 
 `raw engine, a request a step` is what step-wise searches could have at most: the same answers with
 a new request for each step, and neither search nor reward.
@@ -17,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import AsyncExitStack
 from statistics import median
 from typing import Any, TypeVar
 
@@ -33,6 +36,8 @@ ROUNDS = 3
 QUICK = 1
 LOOKAHEADS = (0, 16)  # tokens that an open branch may run ahead: `speculation`
 ALONE = 8  # puzzles, one after the other
+RAW = "raw engine, n=16"
+DRAFTING = "raw engine, with drafts"
 LATENCY = ", one at a time"
 T = TypeVar("T")
 Row = Callable[[Service], Awaitable[tuple[int, int]]]  # -> policy tokens, of them discarded
@@ -108,14 +113,16 @@ def alone(strategy: Strategy) -> Row:
 
 
 async def measure(service: Service, run: Row) -> dict[str, float]:
-    clock = Clock()
+    clock, before = Clock(), service.models.policy.load()
     tokens, discarded = await run(service)
-    seconds, cpu = clock.read()
+    (seconds, cpu), after = clock.read(), service.models.policy.load()
     return {
         "tokens": tokens,
         "discarded_share": discarded / tokens,
         "seconds": seconds,
         "tokens_per_second": tokens / seconds,
+        "drafted_share": (after.drafted - before.drafted) / tokens,
+        "accepted_share": (after.accepted - before.accepted) / tokens,
         "server_us_per_token": cpu[0] / tokens * 1e6,
         "engines_us_per_token": sum(cpu[1:]) / tokens * 1e6,
     }
@@ -123,33 +130,40 @@ async def measure(service: Service, run: Row) -> dict[str, float]:
 
 async def measured(lookahead: int, count: int, advance: Callable[[], None]) -> list[dict[str, Any]]:
     rows: dict[str, Row] = {
-        "raw engine, n=16": raw_row,
+        RAW: raw_row,
+        DRAFTING: raw_row,
         "raw engine, a request a step": stepwise_row,
     }
     rows |= {name: searched(strategy) for name, strategy in STRATEGIES.items()}
     rows |= {name + LATENCY: alone(strategy) for name, strategy in STRATEGIES.items()}
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in rows}
-    async with reference(speculation=lookahead) as service:
-        for run in rows.values():  # warm up
-            await run(service)
+    async with AsyncExitStack() as stack:
+        plain = await stack.enter_async_context(reference(**{"policy.draft_tokens": 0}))
+        ours = await stack.enter_async_context(reference(speculation=lookahead))
+        services = {name: plain if name == RAW else ours for name in rows}
+        for name, run in rows.items():  # warm up
+            await run(services[name])
         for _ in range(count):
             for name, run in rows.items():
-                rounds[name].append(await measure(service, run))
+                rounds[name].append(await measure(services[name], run))
                 advance()
-    base = next(iter(rounds.values()))
-    return [_summary(lookahead, name, found, base) for name, found in rounds.items()]
+    return [_summary(lookahead, name, rounds) for name in rounds]
 
 
 def _summary(
-    lookahead: int, name: str, found: list[dict[str, float]], base: list[dict[str, float]]
+    lookahead: int, name: str, rounds: dict[str, list[dict[str, float]]]
 ) -> dict[str, Any]:
-    """`ratio` is of the tokens that were kept."""
-    ratios = [
-        ours["tokens_per_second"] * (1 - ours["discarded_share"]) / raws["tokens_per_second"]
-        for ours, raws in zip(found, base, strict=True)
-    ]
+    """Ratios are of the tokens that were kept."""
+    found = rounds[name]
     middle = {key: median(r[key] for r in found) for key in found[0]}
-    return {"speculation": lookahead, "method": name, **middle, "ratio": median(ratios)}
+    ratios = {
+        key: median(
+            ours["tokens_per_second"] * (1 - ours["discarded_share"]) / raws["tokens_per_second"]
+            for ours, raws in zip(found, rounds[base], strict=True)
+        )
+        for key, base in (("ratio", RAW), ("ratio to drafting", DRAFTING))
+    }
+    return {"speculation": lookahead, "method": name, **middle, **ratios}
 
 
 def latency(row: dict[str, Any]) -> dict[str, Any]:
@@ -167,7 +181,7 @@ async def main() -> None:
     count = QUICK if chosen.quick else ROUNDS
     report = Report("limit", quick=chosen.quick, rounds=count, puzzles=PUZZLES, at_once=AT_ONCE)
     rows: list[dict[str, Any]] = []
-    with report.progress(count * len(LOOKAHEADS) * (2 + 2 * len(STRATEGIES))) as advance:
+    with report.progress(count * len(LOOKAHEADS) * (3 + 2 * len(STRATEGIES))) as advance:
         for lookahead in LOOKAHEADS:
             rows += await measured(lookahead, count, advance)
     slow = [r for r in rows if r["method"].endswith(LATENCY)]

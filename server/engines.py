@@ -46,6 +46,13 @@ class VllmSettings(Frozen):
     kv_cache_bytes: int | None = Field(None, ge=1 << 20, description="CPU, or to override on GPU")
     gpu_memory_utilization: float = Field(0.45, gt=0, le=1)
     tensor_parallel_size: int = Field(1, ge=1)
+    draft_tokens: int = Field(
+        0,
+        ge=0,
+        le=32,
+        description="tokens that a policy on a CPU drafts for each pass from what it wrote before: "
+        "speculative decoding, which changes nothing of what is sampled",
+    )
     on_death: Literal["restart", "exit"] = Field("restart", description="when the engine dies")
     lora_rank: int | None = Field(
         None, ge=1, le=512, description="takes LoRA adapters of at most this rank; none if unset"

@@ -154,6 +154,8 @@ def watch(metrics: Metrics, service: Service, traces: TraceStore) -> None:
         ("engine_requests_waiting", "Policy requests waiting", lambda: load().waiting),
         ("engine_kv_usage", "Share of its KV cache in use", lambda: load().kv),
         ("engine_preemptions", "Requests it computed again", lambda: load().preempted),
+        ("engine_tokens_drafted", "Tokens drafted for it", lambda: load().drafted),
+        ("engine_tokens_accepted", "Drafted tokens it sampled", lambda: load().accepted),
         ("traces_pending", "Traces not yet written", lambda: traces.stats().pending),
         ("traces_dropped", "Traces lost to a full queue or disk", lambda: traces.stats().dropped),
         ("traces_rejected", "Traces that cannot be stored", lambda: traces.stats().rejected),

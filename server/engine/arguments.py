@@ -37,6 +37,7 @@ CPU_ARGUMENTS: dict[str, Any] = {
     "block_size": 32,  # vLLM's 128 caches a prefix in steps of 128 tokens
     "kv_cache_memory_bytes": 1 << 29,  # vLLM's default is nearly all memory, for each engine
 }
+PROPOSER = "server.engine.verify.Proposer"
 LORA = {
     "enable_lora": True,
     "max_loras": 2,  # in one batch: searches end on the last one while others begin on the next
@@ -75,6 +76,15 @@ def arguments(settings: VllmSettings, defaults: Mapping[str, Any] | None = None)
     if settings.lora_rank is not None:
         values |= LORA | {"max_lora_rank": lora_rank(settings.lora_rank)}
     values |= CPU_ARGUMENTS if current_platform.is_cpu() else {}
+    if settings.draft_tokens:
+        if not current_platform.is_cpu() or "runner" in (defaults or {}):
+            problem = "is for a policy on a CPU; elsewhere there is extra.speculative_config"
+            raise BadRequest(f"draft_tokens {problem}", param="draft_tokens")
+        values["speculative_config"] = {
+            "method": "custom_class",
+            "model": PROPOSER,
+            "num_speculative_tokens": settings.draft_tokens,
+        }
     if settings.kv_cache_bytes is not None:
         values["kv_cache_memory_bytes"] = settings.kv_cache_bytes
     return AsyncEngineArgs(**(values | dict(defaults or {}) | settings.extra))

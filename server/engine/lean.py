@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from vllm import SamplingParams
 from vllm.platforms import current_platform
+from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
-from vllm.v1.outputs import LogprobsTensors
+from vllm.v1.outputs import DraftTokenIds, LogprobsTensors
 from vllm.v1.request import Request
 from vllm.v1.sample.sampler import Sampler
 
+from server.engine.drafts import ORDERS, worth_of, written
 from server.engine.tails import TailScheduler
 
 FIELD = "logprobs"  # key in `kv_transfer_params`, which is free without a KV connector
@@ -46,15 +48,15 @@ class Kept:
     logprobs: list[Any] = field(default_factory=list)  # each one's: a float, or a list of them
     stats: Any = None  # of its prompt, which its first token brings
 
-    def take(self, output: EngineCoreOutput, logprobs: Any) -> None:
+    def take(self, output: EngineCoreOutput, logprobs: list[Any]) -> None:
         self.tokens += output.new_token_ids
-        self.logprobs.append(logprobs)
+        self.logprobs += logprobs
         self.stats = self.stats or output.prefill_stats
 
     def delivered(self, output: EngineCoreOutput) -> bool:
         """Put them into this output, the last one's, if it is time. Whether it is."""
         goes_on = output.finish_reason is None and 0 < len(self.tokens) < self.most
-        if goes_on and self.tokens[-1] not in self.ids:
+        if goes_on and self.ids.isdisjoint(output.new_token_ids):
             return False
         output.new_token_ids, output.kv_transfer_params = self.tokens, {FIELD: self.logprobs}
         output.prefill_stats, self.stats = self.stats, None
@@ -78,7 +80,7 @@ class LeanScheduler(TailScheduler):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self._lean = self.connector is None and not self.num_spec_tokens  # a token a pass
+        self._lean = self.connector is None
         self._kept: dict[str, Kept] = {}
         self._aborted: list[Request] = []  # and not told so yet
         if current_platform.is_cpu():  # where the worker lives in this process
@@ -107,25 +109,53 @@ class LeanScheduler(TailScheduler):
             outputs.setdefault(request.client_index, EngineCoreOutputs()).outputs.append(last)
         self._aborted.clear()
         sampled = [] if found is None else found.logprobs[:, 0].tolist()
+        firsts = None if found is None else found.cu_num_generated_tokens
         for batch in outputs.values():
             due = []
             for output in batch.outputs:
                 kept = self._kept.get(output.request_id)
                 if output.new_token_ids and (found is not None or kept is not None):
                     row = rows[output.request_id]
+                    first = row if firsts is None else firsts[row]
+                    its = slice(first, first + len(output.new_token_ids))
                     if kept is None:
                         params = requests[output.request_id].sampling_params
-                        _attach(output, params, found, row, sampled[row])
+                        _attach(output, params, found, row, its)
                     elif kept.likeliest:
-                        kept.take(output, found.logprobs[row, : kept.likeliest + 1].tolist())
+                        kept.take(output, found.logprobs[its, : kept.likeliest + 1].tolist())
                     else:
-                        kept.take(output, sampled[row])
+                        kept.take(output, sampled[its])
                 if kept is None or kept.delivered(output):
                     due.append(output)
                     if output.finish_reason is not None:
                         self._kept.pop(output.request_id, None)
             batch.outputs = due
         return outputs
+
+    def update_draft_token_ids(self, draft_token_ids: DraftTokenIds) -> None:
+        found = zip(draft_token_ids.req_ids, draft_token_ids.draft_token_ids, strict=True)
+        for request_id, draft in found:
+            if draft and request_id in self.requests:
+                _cut(draft, self.requests[request_id])
+        super().update_draft_token_ids(draft_token_ids)
+
+    def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
+        """A request whose prompt is cached but for a token begins with a draft, too: vLLM makes
+        room for one of full length, and fills it with nothing."""
+        scheduled = scheduler_output.scheduled_spec_decode_tokens
+        counts = scheduler_output.num_scheduled_tokens
+        for request_id in [r for r, draft in scheduled.items() if draft[0] < 0]:
+            request, room = self.requests[request_id], len(scheduled[request_id])
+            context = request.all_token_ids[-ORDERS[0] :]
+            draft = written().draft(context, room, worth_of(len(counts)))
+            _cut(draft, request)
+            counts[request_id] -= room - len(draft)
+            scheduler_output.total_num_scheduled_tokens -= room - len(draft)
+            if draft:
+                scheduled[request_id] = draft
+            else:
+                del scheduled[request_id]
+        super()._update_after_schedule(scheduler_output)
 
     def finish_requests(self, *args: Any, **kwargs: Any) -> list[Request]:
         ended: list[Request] = super().finish_requests(*args, **kwargs)
@@ -134,17 +164,26 @@ class LeanScheduler(TailScheduler):
 
 
 def _attach(
-    output: EngineCoreOutput, params: SamplingParams | None, found: Any, row: int, sampled: float
+    output: EngineCoreOutput, params: SamplingParams | None, found: Any, row: int, its: slice
 ) -> None:
-    """The log-probabilities that were asked for, to a token that is delivered alone."""
+    """The log-probabilities that were asked for, to tokens that are delivered as they come."""
     if params is None or params.num_logprobs is None:
         return
     if _as_vllm(params):
-        output.new_logprobs = found.slice_request(row, 1)
+        output.new_logprobs = found.slice_request(row, len(output.new_token_ids))
     elif k := params.logprobs:
-        output.kv_transfer_params = {FIELD: found.logprobs[row : row + 1, : k + 1].tolist()}
+        output.kv_transfer_params = {FIELD: found.logprobs[its, : k + 1].tolist()}
     else:
-        output.kv_transfer_params = {FIELD: [sampled]}
+        output.kv_transfer_params = {FIELD: found.logprobs[its, 0].tolist()}
+
+
+def _cut(draft: list[int], request: Request) -> None:
+    """Leave out what the request would not use: beyond its length, or a token that ends it."""
+    assert request.sampling_params is not None
+    del draft[max(0, request.max_tokens - request.num_output_tokens - 1) :]
+    ends = request.sampling_params.all_stop_token_ids
+    last = next((i for i, token in enumerate(draft) if token in ends), len(draft))
+    del draft[last + 1 :]
 
 
 def _as_vllm(params: SamplingParams) -> bool:

@@ -96,6 +96,8 @@ class Llm:
             engine = await asyncio.to_thread(
                 AsyncLLM.from_engine_args, engine_arguments, stat_loggers=[Meter]
             )
+            if self._settings.draft_tokens:  # `verify.py` takes parameters that vLLM's own refuses
+                engine.input_processor.speculative_config = None
             engine.log_stats = False  # on this side of the wire: they are made for each token
             engine._run_output_handler()
             if getattr(engine.vllm_config.scheduler_config.scheduler_cls, "unpacks", False):
@@ -241,7 +243,9 @@ class Llm:
         open_ = engine.output_processor.get_num_unfinished_requests()
         running = min(open_, capacity)
         kv = self._meter.used if open_ else 0.0  # its last word was before the last request ended
-        return Load(running, open_ - running, capacity, kv, self._kv_tokens, self._meter.preempted)
+        meter, waiting = self._meter, open_ - running
+        told = (meter.preempted, meter.drafted, meter.accepted)
+        return Load(running, waiting, capacity, kv, self._kv_tokens, *told)
 
     def request_id(self) -> str:
         return f"{self.name}-{next(self._ids)}"

@@ -8,13 +8,13 @@ from vllm.v1.metrics.loggers import PrometheusStatLogger
 
 
 class Meter(PrometheusStatLogger):
-    """What the engine's scheduler says of its KV cache, with each of its steps.
+    """What the engine's scheduler says of its KV cache and drafts, with each of its steps.
 
     A subclass without its parent's collectors, which vLLM would otherwise make, too.
     """
 
     def __init__(self, vllm_config: Any, engine_indexes: list[int] | None = None):
-        self.preempted = 0
+        self.preempted = self.drafted = self.accepted = 0
         self._used: dict[int, float] = {}  # share in use, by data-parallel rank
 
     @property
@@ -32,6 +32,9 @@ class Meter(PrometheusStatLogger):
             self._used[engine_idx] = scheduler_stats.kv_cache_usage
             # Counted when they resume.
             self.preempted += scheduler_stats.prefix_cache_stats.preempted_requests
+            if (drafts := scheduler_stats.spec_decoding_stats) is not None:
+                self.drafted += drafts.num_draft_tokens
+                self.accepted += drafts.num_accepted_tokens
 
     def log_engine_initialized(self) -> None:
         """Nothing to say."""

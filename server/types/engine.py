@@ -22,6 +22,8 @@ class Load:
     kv: float = 0.0  # share of the KV cache in use; 0 where the engine does not tell
     kv_tokens: int = 0  # that the KV cache holds; 0 where the engine does not tell
     preempted: int = 0  # requests thrown out of the KV cache so far, to be computed again
+    drafted: int = 0  # tokens drafted so far; 0 where the engine does not tell
+    accepted: int = 0  # of those, that were sampled
 
     @property
     def room(self) -> bool:

@@ -17,10 +17,10 @@ from server.reward.prm import VllmPrm
 MODELS = Path(__file__).parents[2] / "models"
 
 
-def settings(model: str) -> VllmSettings:
+def settings(model: str, **more: Any) -> VllmSettings:
     folder = MODELS / model
     assert (folder / "config.json").is_file(), f"the reference {model} is missing: {folder}"
-    return VllmSettings(model=str(folder), max_num_seqs=64, kv_cache_bytes=1 << 28)
+    return VllmSettings(model=str(folder), max_num_seqs=64, kv_cache_bytes=1 << 28, **more)
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +28,7 @@ async def started(request: pytest.FixtureRequest) -> AsyncIterator[dict[str, Any
     """The engines that any collected test asks for, started side by side."""
     every = {
         "policy_engine": VllmEngine(settings("policy")),
+        "drafting_engine": VllmEngine(settings("policy", draft_tokens=6)),
         "prm": VllmPrm(settings("prm"), PrmProfile()),
     }
     wanted = {n for item in request.session.items for n in getattr(item, "fixturenames", ())}
@@ -40,6 +41,12 @@ async def started(request: pytest.FixtureRequest) -> AsyncIterator[dict[str, Any
 @pytest.fixture(scope="session")
 def policy_engine(started: dict[str, Any]) -> VllmEngine:
     engine: VllmEngine = started["policy_engine"]
+    return engine
+
+
+@pytest.fixture(scope="session")
+def drafting_engine(started: dict[str, Any]) -> VllmEngine:
+    engine: VllmEngine = started["drafting_engine"]
     return engine
 
 
