@@ -1,4 +1,4 @@
-"""How near to the engine's own speed the searches come: 192 puzzles, 32 at once.
+"""How near to the engine's own speed the searches come: 96 puzzles, 32 at once.
 
 `python -m benchmarks.limit [--quick] [--json PATH]`
 
@@ -31,7 +31,7 @@ from server.search import MCTS, Beam, BestOfN, Particles, Strategy
 from server.service import Service
 from server.types import Sampling, Stop
 
-PUZZLES = 192
+PUZZLES = 96
 ROUNDS = 3
 QUICK = 1
 LOOKAHEADS = (0, 16)  # tokens that an open branch may run ahead: `speculation`
