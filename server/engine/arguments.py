@@ -80,6 +80,9 @@ def arguments(settings: VllmSettings, defaults: Mapping[str, Any] | None = None)
         if not current_platform.is_cpu() or "runner" in (defaults or {}):
             problem = "is for a policy on a CPU; elsewhere there is extra.speculative_config"
             raise BadRequest(f"draft_tokens {problem}", param="draft_tokens")
+        if other := sorted(settings.extra.keys() & {"speculative_config", "use_fp64_gumbel"}):
+            problem = f"draft_tokens does not go together with extra.{other[0]}"
+            raise BadRequest(problem, param="draft_tokens")
         values["speculative_config"] = {
             "method": "custom_class",
             "model": PROPOSER,

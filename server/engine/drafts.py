@@ -37,6 +37,7 @@ class Drafts:
     def __init__(self) -> None:
         self._young: dict[int, list[int]] = {}  # a context's hash: token, times right, times wrong
         self._old: dict[int, list[int]] = {}
+        self.paused = False  # no draft would be kept now
 
     def __len__(self) -> int:
         return len(self._young) + len(self._old)
@@ -54,6 +55,8 @@ class Drafts:
     def draft(self, ids: Sequence[int], most: int, worth: float) -> list[int]:
         """Of what follows `ids` at most so many tokens, each while the draft up to it is right with
         a probability of at least `worth`."""
+        if self.paused:
+            return []
         context, size, right = list(ids[-ORDERS[0] :]), len(ids[-ORDERS[0] :]), 1.0
         while len(context) - size < most:
             entry = self._longest(context)

@@ -148,6 +148,8 @@ class LeanScheduler(TailScheduler):
             request, room = self.requests[request_id], len(scheduled[request_id])
             context = request.all_token_ids[-ORDERS[0] :]
             draft = written().draft(context, room, worth_of(len(counts)))
+            if request.use_structured_output:  # nobody holds it against the grammar
+                draft = []
             _cut(draft, request)
             counts[request_id] -= room - len(draft)
             scheduler_output.total_num_scheduled_tokens -= room - len(draft)

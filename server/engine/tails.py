@@ -154,8 +154,11 @@ class TailScheduler(UnpackingScheduler):
 
     def _free_request_blocks(self, request: Request) -> None:
         """Keep what no full block holds, before the request gives it back."""
-        at = request.num_computed_tokens // self.block_size
-        tail = tuple(request.all_token_ids[at * self.block_size : request.num_computed_tokens])
+        computed = min(request.num_computed_tokens, request.num_tokens)  # without an unread draft
+        if self._tails.most and computed:  # blocks that its last pass filled: vLLM's next one would
+            self.kv_cache_manager.cache_blocks(request, computed)
+        at = computed // self.block_size
+        tail = tuple(request.all_token_ids[at * self.block_size : computed])
         if tail and self._tails.most and self._has_tail(request, at) and not request.mm_features:
             manager = self.kv_cache_manager.coordinator.single_type_managers[0]
             block = manager.req_to_blocks[request.request_id][at]
@@ -168,7 +171,8 @@ class TailScheduler(UnpackingScheduler):
         """Blocks that are to be free before requests are scheduled."""
         if not self.waiting:
             return self._least_free
-        first: int = cdiv(self.waiting.peek_request().num_tokens, self.block_size) + 1
+        tokens = self.waiting.peek_request().num_tokens + self.num_spec_tokens
+        first: int = cdiv(tokens, self.block_size) + 1
         spare: int = self.kv_cache_manager.watermark_blocks
         return max(self._least_free, first + spare)
 

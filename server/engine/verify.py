@@ -3,21 +3,29 @@
 It runs in the engine's process, on a CPU. Every position of a draft is sampled as it would have
 been without one, and the draft holds as far as it is what was sampled. For drafts without
 probabilities that is speculative sampling (Leviathan et al., arXiv 2211.17192, section 2.3), and
-the tokens are the very same ones, also of a request with a seed. vLLM's own sampler does it, with a
-row for each position: its `RejectionSampler` takes fewer parameters and twice the time.
+the tokens are the same ones, also of a request with a seed, but where rounding decides: a pass of
+more rows adds up in another order. vLLM's own sampler does it, with a row for each position: its
+`RejectionSampler` takes fewer parameters and twice the time.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import copy
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from vllm.config import VllmConfig
 from vllm.v1.outputs import LogprobsTensors, SamplerOutput
-from vllm.v1.sample.logits_processor import LogitsProcessors
+from vllm.v1.sample.logits_processor import (
+    LogitBiasLogitsProcessor,
+    LogitsProcessor,
+    LogitsProcessors,
+    MinPLogitsProcessor,
+    MinTokensLogitsProcessor,
+)
 from vllm.v1.sample.metadata import SamplingMetadata
 from vllm.v1.sample.rejection_sampler import PLACEHOLDER_TOKEN_ID, RejectionSampler
 from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
@@ -26,6 +34,7 @@ from vllm.v1.worker import gpu_model_runner
 from server.engine.drafts import ORDERS, worth_of, written
 
 NONE = int(PLACEHOLDER_TOKEN_ID)
+T = TypeVar("T")
 
 
 class Proposer:
@@ -37,6 +46,8 @@ class Proposer:
         self._drafts = written()
         RejectionSampler.forward = verified
         gpu_model_runner.build_logitsprocs = _all_processors
+        # Near the end of one request's context vLLM gives every request a draft of zeros instead.
+        gpu_model_runner.GPUModelRunner._input_fits_in_drafter = lambda *_: True
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """There is none."""
@@ -81,7 +92,8 @@ def verified(
     counts = np.asarray(metadata.num_draft_tokens)
     ends = np.cumsum(counts + 1)
     starts = ends - counts - 1
-    if not _independent(sampling):
+    written().paused = not _independent(sampling)
+    if written().paused:
         return self.sampler(logits=logits[torch.from_numpy(starts)], sampling_metadata=sampling)
     states = {r: g.get_state() for r, g in sampling.generators.items() if counts[r]}
     made = self.sampler(logits=logits, sampling_metadata=_spread(sampling, counts, starts))
@@ -110,24 +122,30 @@ def verified(
 
 
 def _independent(sampling: SamplingMetadata) -> bool:
-    """Whether no position depends on what the ones before it were, but through the logits."""
+    """Whether no position depends on what the ones before it were, but through the logits, and no
+    processor knows the requests by their rows."""
     processors = sampling.logitsprocs
-    active = False
-    for processor in (*processors.argmax_invariant, *processors.non_argmax_invariant):
-        active |= bool(
-            getattr(processor, "min_p_count", 0)
-            or getattr(processor, "biases", None)
-            or getattr(processor, "min_toks", None)
-        )
+    every = (*processors.argmax_invariant, *processors.non_argmax_invariant)
     holder = sampling.thinking_budget_state_holder
     return (
         sampling.no_penalties
         and not sampling.bad_words_token_ids
-        and not sampling.logprob_token_ids
         and sampling.allowed_token_ids_mask is None
         and not (holder is not None and holder.has_tracked_requests())
-        and not active
+        and not any(map(_acts, every))
     )
+
+
+def _acts(processor: LogitsProcessor) -> bool:
+    """Whether it does anything to any request; of one that is not vLLM's own nobody knows."""
+    match processor:
+        case MinPLogitsProcessor():
+            return int(processor.min_p_count) > 0
+        case LogitBiasLogitsProcessor():
+            return bool(processor.biases)
+        case MinTokensLogitsProcessor():
+            return bool(processor.min_toks)
+    return True
 
 
 def _spread(sampling: SamplingMetadata, counts: np.ndarray, starts: np.ndarray) -> SamplingMetadata:
@@ -137,17 +155,20 @@ def _spread(sampling: SamplingMetadata, counts: np.ndarray, starts: np.ndarray) 
     def each(values: torch.Tensor | None) -> torch.Tensor | None:
         return None if values is None else values[: len(counts)].repeat_interleave(times)
 
+    def rows(of: Mapping[int, T]) -> dict[int, T]:
+        spans = (
+            (range(starts[at], starts[at] + counts[at] + 1), value) for at, value in of.items()
+        )
+        return {row: value for span, value in spans for row in span}
+
     return replace(
         sampling,
         temperature=each(sampling.temperature),
         top_p=each(sampling.top_p),
         top_k=each(sampling.top_k),
         logitsprocs=LogitsProcessors(),
-        generators={
-            int(starts[request]) + at: generator
-            for request, generator in sampling.generators.items()
-            for at in range(counts[request] + 1)
-        },
+        generators=rows(sampling.generators),
+        logprob_token_ids=rows(sampling.logprob_token_ids or {}) or None,
     )
 
 

@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 
 from benchmarks.puzzles import held_out, messages
+from server.engine.arguments import arguments
 from server.engine.vllm import VllmEngine
+from server.errors import BadRequest
 from server.types import Sampling
+from tests.integration.conftest import settings
 from tests.integration.engine_checks import CHECKS, Check, Ids, ask, collect, idle, ids_of
 
 pytestmark = pytest.mark.vllm
@@ -50,7 +53,15 @@ async def test_the_same_tokens_as_without(
         return await asyncio.gather(*map(collect, streams))
 
     await answers(drafting_engine)
+    before = drafting_engine.load()
     drafted, plain = await asyncio.gather(answers(drafting_engine), answers(policy_engine))
+    after = drafting_engine.load()
+    made = sum(len(ids_of(steps)) for steps in drafted)
+    accepted = after.accepted - before.accepted
+    if (sampling.min_p, sampling.repetition_penalty) == (0, 1):
+        assert 0.3 * made < accepted <= after.drafted - before.drafted
+    else:
+        assert accepted == 0 and after.drafted - before.drafted < 0.1 * made
     same = [ids_of(a) == ids_of(b) for a, b in zip(drafted, plain, strict=True)]
     assert sum(same) >= 0.8 * len(same)
     for ours, theirs in zip(drafted, plain, strict=True):
@@ -71,3 +82,10 @@ async def test_a_request_that_needs_each_token_alone_beside_others(
         drafting_engine.label_logprobs(prompts[2], [labels, labels + 1]),
     )
     assert other and ids_of(beside) == ids_of(alone)
+
+
+def test_it_is_for_a_policy() -> None:
+    with pytest.raises(BadRequest, match=r"for a policy on a CPU; elsewhere.*speculative_config"):
+        arguments(settings("prm", draft_tokens=2), {"runner": "pooling"})
+    with pytest.raises(BadRequest, match=r"does not go together with extra\.speculative_config"):
+        arguments(settings("policy", draft_tokens=2, extra={"speculative_config": {}}))
