@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -65,7 +66,7 @@ def test_learning_in_parts_is_learning_the_whole(ids: list[int], size: int) -> N
     assert (parts._young, parts._old) == (learnt(ids)._young, {})
 
 
-def test_it_forgets_what_it_has_not_met_for_longest(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_it_forgets_what_it_has_not_met_for_longest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drafts, "ENTRIES", 100)
     table = learnt([1, 2, 3])
     for i in range(200):

@@ -82,6 +82,9 @@ async def test_a_request_that_needs_each_token_alone_beside_others(
         drafting_engine.label_logprobs(prompts[2], [labels, labels + 1]),
     )
     assert other and ids_of(beside) == ids_of(alone)
+    before = drafting_engine.load().accepted
+    await collect(ask(drafting_engine, prompts[0], sampling=greedy))
+    assert drafting_engine.load().accepted > before, "it drafts again"
 
 
 def test_it_is_for_a_policy() -> None:
