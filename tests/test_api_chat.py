@@ -81,8 +81,9 @@ async def test_a_cut_answer_says_length() -> None:
 
 
 async def test_a_step_that_answers_share_is_counted_once() -> None:
-    """Without an answer's pattern a whole path is content, and these paths fork late."""
-    strategy = {"kind": "mcts", "simulations": 16, "branch": 2, "stop_at": 1.0}
+    """Without an answer's pattern a whole path is content, and these paths fork late. A simulation
+    at a time: both requests must search the same tree, whichever token comes first."""
+    strategy = {"kind": "mcts", "simulations": 16, "parallel": 1, "branch": 2, "stop_at": 1.0}
     parts = world(profile=PROFILE.model_copy(update={"answer": AnswerProfile()}))
     asked = {"n": 4, "seed": 3, "messages": USER}
     async with client(parts) as http:

@@ -53,6 +53,7 @@ TOKENS = 960  # policy tokens that 16 answers take
 ENGINE = ("--max-num-seqs=256", f"--kv-cache-memory-bytes={1 << 29}", "--max-model-len=512")
 QUIET = ("--uvicorn-log-level=warning",)
 SCALE_OUT = ("--enable-scale-out",)  # tokens in, tokens out: as configs/remote.yaml has it
+TITLE = "Held-out puzzles of the Game of 24; tokens a puzzle"
 COUNTED = ("--middleware=benchmarks.peers.occupancy.Counted",)
 
 
@@ -174,10 +175,10 @@ def started(system: System, at: Servers | None) -> AbstractAsyncContextManager[W
 
 
 class Bench:
-    def __init__(self, options: argparse.Namespace, advance: Callable[[], None]):
+    def __init__(self, options: argparse.Namespace, report: Report, advance: Callable[[], None]):
         self.runs: list[Run] = []
         self.failed: list[str] = []
-        self._options, self._advance = options, advance
+        self._options, self._report, self._advance = options, report, advance
         self._profile = shipped()["reference"]
         self._count = options.puzzles or (QUICK if options.quick else PUZZLES)
 
@@ -196,6 +197,12 @@ class Bench:
                     its = [s for s in chosen if method in s.methods]
                     for system in its * self._options.rounds:
                         await self._row(workers[system], system, method, at_once)
+                    self._keep()
+
+    def _keep(self) -> None:
+        """Write what there is so far: a run takes an hour, and may be cut off."""
+        self._report.tables[TITLE] = [run.row for run in merged(self.runs)]
+        self._report.write(self._options.json)
 
     def _wanted(self, method: str, at_once: int) -> bool:
         options = self._options
@@ -224,10 +231,10 @@ async def main() -> None:
     report = Report("peers", quick=options.quick, **setup)
     rows = 2 * sum(len(s.methods) for s in SYSTEMS)
     with report.progress(rows * options.rounds) as advance:
-        bench = Bench(options, advance)
+        bench = Bench(options, report, advance)
         await bench.all()
     runs = merged(bench.runs)
-    report.table("Held-out puzzles of the Game of 24; tokens a puzzle", [r.row for r in runs])
+    report.table(TITLE, [r.row for r in runs])
     compare(report, runs, (s.name for s in SYSTEMS if s.module == "ours_worker"), TOGETHER)
     report.setup["failed"] = bench.failed
     report.write(options.json)
