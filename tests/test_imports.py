@@ -55,6 +55,7 @@ KNOW_VLLM = {
     "server.engine.tails",
     "server.engine.together",
     "server.engine.lean",
+    "server.engine.kernels",
     "server.engine.verify",
     "server.engine.arguments",
     "server.engine.meter",

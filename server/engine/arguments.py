@@ -36,6 +36,7 @@ CPU_ARGUMENTS: dict[str, Any] = {
     "enforce_eager": True,  # compiling takes longer to start than small models win back
     "block_size": 32,  # vLLM's 128 caches a prefix in steps of 128 tokens
     "kv_cache_memory_bytes": 1 << 29,  # vLLM's default is nearly all memory, for each engine
+    "worker_extension_cls": "server.engine.kernels.Worker",
 }
 PROPOSER = "server.engine.verify.Proposer"
 LORA = {
