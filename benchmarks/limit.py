@@ -3,10 +3,10 @@
 `python -m benchmarks.limit [--quick] [--json PATH]`
 
 The raw engine generates the same prompts with n=16 in the same process, without log-probabilities
-and without anything of ours, drafted tokens included: it is another engine, which waits meanwhile.
-`raw engine, with drafts` is the searches' own, and `ratio to drafting` is to that. Rounds of all
-rows take turns, so that a noisy machine hits all. Tokens that a search threw away are its waste:
-they do not count in its ratio.
+and without drafted tokens and kernels of ours: it is another engine, which waits meanwhile. `raw
+engine, ours` is the searches' own, and `ratio to ours` is to that. Rounds of all rows take turns,
+so that a noisy machine hits all. Tokens that a search threw away are its waste: they do not count
+in its ratio.
 
 `raw engine, a request a step` is what step-wise searches could have at most: the same answers with
 a new request for each step, and neither search nor reward.
@@ -37,7 +37,11 @@ QUICK = 1
 LOOKAHEADS = (0, 16)  # tokens that an open branch may run ahead: `speculation`
 ALONE = 8  # puzzles, one after the other
 RAW = "raw engine, n=16"
-DRAFTING = "raw engine, with drafts"
+OURS = "raw engine, ours"
+BARE = {  # vLLM as it is
+    "policy.draft_tokens": 0,
+    "policy.extra": {"worker_extension_cls": "server.engine.repack.Repack"},
+}
 LATENCY = ", one at a time"
 T = TypeVar("T")
 Row = Callable[[Service], Awaitable[tuple[int, int]]]  # -> policy tokens, of them discarded
@@ -131,16 +135,16 @@ async def measure(service: Service, run: Row) -> dict[str, float]:
 async def measured(lookahead: int, count: int, advance: Callable[[], None]) -> list[dict[str, Any]]:
     rows: dict[str, Row] = {
         RAW: raw_row,
-        DRAFTING: raw_row,
+        OURS: raw_row,
         "raw engine, a request a step": stepwise_row,
     }
     rows |= {name: searched(strategy) for name, strategy in STRATEGIES.items()}
     rows |= {name + LATENCY: alone(strategy) for name, strategy in STRATEGIES.items()}
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in rows}
     async with AsyncExitStack() as stack:
-        plain = await stack.enter_async_context(reference(**{"policy.draft_tokens": 0}))
+        bare = await stack.enter_async_context(reference(**BARE))
         ours = await stack.enter_async_context(reference(speculation=lookahead))
-        services = {name: plain if name == RAW else ours for name in rows}
+        services = {name: bare if name == RAW else ours for name in rows}
         for name, run in rows.items():  # warm up
             await run(services[name])
         for _ in range(count):
@@ -161,7 +165,7 @@ def _summary(
             ours["tokens_per_second"] * (1 - ours["discarded_share"]) / raws["tokens_per_second"]
             for ours, raws in zip(found, rounds[base], strict=True)
         )
-        for key, base in (("ratio", RAW), ("ratio to drafting", DRAFTING))
+        for key, base in (("ratio", RAW), ("ratio to ours", OURS))
     }
     return {"speculation": lookahead, "method": name, **middle, **ratios}
 
