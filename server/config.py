@@ -31,6 +31,15 @@ __all__ = [
 ]
 
 
+def _drafts_nothing(engine: EngineSettings) -> EngineSettings:
+    if isinstance(engine, VllmSettings) and engine.draft_tokens:
+        raise ValueError("draft_tokens is for a policy: a reward model writes nothing")
+    return engine
+
+
+ScorerEngine = Annotated[EngineSettings, AfterValidator(_drafts_nothing)]
+
+
 class PrmSettings(Frozen):
     """The process reward model: in this process, or behind a remote vLLM.
 
@@ -38,7 +47,7 @@ class PrmSettings(Frozen):
     else its policy's. The other fields here take the place of that profile's.
     """
 
-    engine: EngineSettings
+    engine: ScorerEngine
     style: Style | None = None
     step_token: str | None = None
     step: str | None = None
@@ -56,7 +65,7 @@ class OrmSettings(Frozen):
     Its score has no bounds. An answer is worth 1 / (1 + exp(-(score - center) / scale)).
     """
 
-    engine: EngineSettings
+    engine: ScorerEngine
     system: str | None = Field(None, description="put before a chat that has no system message")
     center: float = Field(0.0, description="the score that is worth 0.5")
     scale: float = Field(1.0, gt=0, description="how much more is worth 0.73")

@@ -35,6 +35,13 @@ def problems(
     return caught.value.problems
 
 
+@pytest.mark.parametrize("model", ["prm", "orm"])
+def test_a_reward_model_drafts_nothing(file: Path, model: str) -> None:
+    text = f"{MINIMAL}{model}: {{engine: {{kind: vllm, model: m, draft_tokens: 2}}}}\n"
+    (problem,) = problems(file, text)
+    assert problem.startswith(f"{model}.engine") and "is for a policy" in problem
+
+
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.stem)
 def test_every_shipped_config_is_valid(config: Path) -> None:
     assert load_settings(config, {}).policy.model

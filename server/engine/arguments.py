@@ -78,8 +78,8 @@ def arguments(settings: VllmSettings, defaults: Mapping[str, Any] | None = None)
         values |= LORA | {"max_lora_rank": lora_rank(settings.lora_rank)}
     values |= CPU_ARGUMENTS if current_platform.is_cpu() else {}
     if settings.draft_tokens:
-        if not current_platform.is_cpu() or "runner" in (defaults or {}):
-            problem = "is for a policy on a CPU; elsewhere there is extra.speculative_config"
+        if not current_platform.is_cpu():
+            problem = "is for a CPU; elsewhere there is extra.speculative_config"
             raise BadRequest(f"draft_tokens {problem}", param="draft_tokens")
         if other := sorted(settings.extra.keys() & {"speculative_config", "use_fp64_gumbel"}):
             problem = f"draft_tokens does not go together with extra.{other[0]}"

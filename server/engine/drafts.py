@@ -36,7 +36,7 @@ def _after_wrong(right: int, wrong: int) -> tuple[int, int] | None:
 
 NEW, TAKEN = STATES.index((1, 0)), STATES.index((1, 1))
 RIGHT = [STATES.index(_after_right(*state)) for state in STATES]
-WRONG = [-1 if (next := _after_wrong(*state)) is None else STATES.index(next) for state in STATES]
+WRONG = [-1 if (after := _after_wrong(*state)) is None else STATES.index(after) for state in STATES]
 
 
 # Milliseconds of the reference policy's engine on a core (benchmarks/NOTES.md): a pass, each of its

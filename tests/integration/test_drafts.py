@@ -87,8 +87,6 @@ async def test_a_request_that_needs_each_token_alone_beside_others(
     assert drafting_engine.load().accepted > before, "it drafts again"
 
 
-def test_it_is_for_a_policy() -> None:
-    with pytest.raises(BadRequest, match=r"for a policy on a CPU; elsewhere.*speculative_config"):
-        arguments(settings("prm", draft_tokens=2), {"runner": "pooling"})
+def test_it_is_instead_of_what_vllm_drafts() -> None:
     with pytest.raises(BadRequest, match=r"does not go together with extra\.speculative_config"):
         arguments(settings("policy", draft_tokens=2, extra={"speculative_config": {}}))
