@@ -15,6 +15,8 @@ from vllm.platforms import current_platform
 
 from server.engine.repack import Repack
 
+LANES = 32  # a kernel refuses a row that is no multiple of the vector it reads: 8 numbers or more
+
 
 class Worker(Repack):
     """The `worker_extension_cls` of an engine on a CPU."""
@@ -27,7 +29,7 @@ def norm(
     With a residual both are overwritten, as vLLM's is on a GPU."""
     weight, added = layer.weight.data, x if residual is None else residual
     plain = layer.has_weight and layer.variance_size_override is None and weight.dtype == x.dtype
-    if not (plain and x.is_contiguous() and added.is_contiguous()):
+    if not (plain and _readable(x, x.shape[-1]) and added.is_contiguous()):
         return layer.forward_native(x, residual)
     if residual is None:
         found = torch.empty_like(x)
@@ -39,11 +41,17 @@ def norm(
 
 def gated(layer: SiluAndMul, x: torch.Tensor) -> torch.Tensor:
     """In place of `forward_cpu`: (..., 2 d) to (..., d)."""
-    if not x.is_contiguous():
+    size = x.shape[-1] // 2
+    if not _readable(x, size):
         return layer.forward_native(x)
-    found = x.new_empty((*x.shape[:-1], x.shape[-1] // 2))
+    found = x.new_empty((*x.shape[:-1], size))
     torch.ops._C.silu_and_mul(found, x)
     return found
+
+
+def _readable(x: torch.Tensor, size: int) -> bool:
+    """By a kernel, in rows of that size."""
+    return x.is_contiguous() and size % LANES == 0
 
 
 current_platform.import_kernels()

@@ -17,7 +17,7 @@ from tests.integration.conftest import settings
 pytestmark = pytest.mark.vllm
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
-SHAPES = [(1, 192), (57, 192), (3, 4, 64)]
+SHAPES = [(1, 192), (57, 192), (3, 4, 64), (3, 20)]  # 20: no kernel takes rows of that size
 
 
 @pytest.fixture(autouse=True)
