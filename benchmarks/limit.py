@@ -35,7 +35,7 @@ PUZZLES = 96
 ROUNDS = 3
 QUICK = 1
 LOOKAHEADS = (0, 16)  # tokens that an open branch may run ahead: `speculation`
-ALONE = 8  # puzzles, one after the other
+ALONE = 32  # puzzles, one after the other
 RAW = "raw engine, n=16"
 OURS = "raw engine, ours"
 BARE = {  # vLLM as it is
