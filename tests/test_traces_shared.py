@@ -437,6 +437,22 @@ async def test_feedback_said_before_a_stream_has_begun_is_not_said_again(
     assert not shipper.unsaid and not files(tmp_path, "feedback-*")
 
 
+async def test_what_is_offered_again_is_not_counted_again(valkey: Valkey, tmp_path: Path) -> None:
+    """The round after the first traces finds a stream that has begun, and offers them to it."""
+    valkey.kill()
+    async with replica(valkey, tmp_path, last_round=0.1) as store:
+        put(store, *range(3))
+        await store.flush()
+    valkey.start()
+    async with connected(valkey) as connection:
+        index = Index(tmp_path)
+        index.refresh()
+        shipper = Shipper(index, TraceStream(connection), 1.0)
+        for _ in range(3):
+            await shipper.round()
+            assert (shipper.unshipped, shipper.streamed) == (0, 3)
+
+
 async def test_the_routes_of_two_gateways(valkey: Valkey, tmp_path: Path) -> None:
     async with (
         replica(valkey, tmp_path / "one", last_round=0.1) as one,

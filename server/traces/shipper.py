@@ -137,9 +137,9 @@ class Shipper:
             end = min(part.rows, sent + ROWS)
             lines = await asyncio.to_thread(segment.lines, sent, end, BYTES)
             end = sent + len(lines)
-            await self._stream.add(list(zip(segment.summaries[sent:end], lines, strict=True)))
+            rows = list(zip(segment.summaries[sent:end], lines, strict=True))
+            self.streamed += await self._stream.add(rows)
             self._sent[path] = sent = end
-            self.streamed += len(lines)  # at most, until the next round
             self.unshipped = max(0, self.unshipped - len(lines))
 
     def _unsaid(self) -> list[Path]:

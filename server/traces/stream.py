@@ -47,13 +47,16 @@ end
 # KEYS: those of BEGIN, ids, times. ARGV: that of BEGIN, then of each trace its id, line, summary,
 # microseconds.
 ADD = f"""{BEGIN}
+local added = 0
 for i = 2, #ARGV, 4 do
   if redis.call('HEXISTS', KEYS[3], ARGV[i]) == 0 then
     local entry = redis.call('XADD', KEYS[1], '*', 'trace', ARGV[i + 1])
     redis.call('HSET', KEYS[3], ARGV[i], entry .. ' ' .. ARGV[i + 2])
     redis.call('ZADD', KEYS[4], ARGV[i + 3], ARGV[i])
+    added = added + 1
   end
 end
+return added
 """
 # KEYS: those of BEGIN, said. ARGV: that of BEGIN, then of each record its trace's id and its line.
 SAY = f"""{BEGIN}
@@ -111,8 +114,9 @@ class TraceStream:
         run, entries = await self._asked(lambda pipe: pipe.xlen(self.key))
         return run, int(entries)
 
-    async def add(self, traces: Sequence[tuple[Summary, bytes]]) -> None:
-        """Add those that are not there yet, in this order; the server has a token then."""
+    async def add(self, traces: Sequence[tuple[Summary, bytes]]) -> int:
+        """Add those that are not there yet, in this order, and say how many they were; the server
+        has a token then."""
         with self._connection.asking("adding traces") as redis:
             ids = [summary.trace_id for summary, _ in traces]
             present: Any = await redis.zmscore(self._times, ids) if ids else ()
@@ -123,7 +127,9 @@ class TraceStream:
                     words.append(_microseconds(summary.created_at))
             if words or not await redis.exists(self._token):
                 keys = (self.key, self._token, self._ids, self._times)
-                await redis.eval(ADD, len(keys), *keys, uuid4().hex, *words)
+                added: Any = await redis.eval(ADD, len(keys), *keys, uuid4().hex, *words)
+                return int(added)
+            return 0
 
     async def say(self, lines: Sequence[tuple[str, bytes]]) -> str:
         """Add records, each with its trace's id, but for those that are there; to which server."""
