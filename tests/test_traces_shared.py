@@ -423,34 +423,46 @@ async def test_what_is_being_said_is_not_said_by_a_round(valkey: Valkey, tmp_pat
     assert not files(tmp_path, "feedback-*")
 
 
-async def test_feedback_said_before_a_stream_has_begun_is_not_said_again(
+async def test_what_a_stream_began_with_is_not_offered_again(
     valkey: Valkey, tmp_path: Path
 ) -> None:
-    """Until something is in it, a stream looks to each round like another server's."""
+    """The first round finds a stream that nobody has begun; what it adds is compacted before the
+    next one, which must not take it for lost."""
+    index = await _left(valkey, tmp_path)
     async with connected(valkey) as connection:
-        shipper = Shipper(Index(tmp_path), TraceStream(connection), 1.0)
+        shipper = Shipper(index, TraceStream(connection), 1.0)
         await shipper.round()
         await shipper.add_feedback(said(1, outcome=1.0))
+        assert (shipper.unshipped, shipper.streamed) == (0, 3)
         await compacted(valkey, tmp_path / "store")
         await shipper.round()
         assert await connection.redis.xlen(connection.key("traces")) == 0
-    assert not shipper.unsaid and not files(tmp_path, "feedback-*")
+    assert not shipper.unsaid and not spooled(tmp_path) and not files(tmp_path, "feedback-*")
 
 
-async def test_what_is_offered_again_is_not_counted_again(valkey: Valkey, tmp_path: Path) -> None:
-    """The round after the first traces finds a stream that has begun, and offers them to it."""
+async def test_what_is_offered_again_is_not_counted_again(tmp_path: Path) -> None:
+    """A server that comes back with all that it had is offered it, for it may have lost some."""
+    with running(durable=True) as valkey:
+        index = await _left(valkey, tmp_path)
+        async with connected(valkey) as connection:
+            shipper = Shipper(index, TraceStream(connection), 1.0)
+            await shipper.round()
+            valkey.kill()
+            valkey.start()
+            await shipper.round()
+            assert (shipper.unshipped, shipper.streamed) == (0, 3)
+
+
+async def _left(valkey: Valkey, folder: Path) -> Index:
+    """Of a replica that found no Redis and is gone: three traces."""
     valkey.kill()
-    async with replica(valkey, tmp_path, last_round=0.1) as store:
+    async with replica(valkey, folder, last_round=0.1) as store:
         put(store, *range(3))
         await store.flush()
     valkey.start()
-    async with connected(valkey) as connection:
-        index = Index(tmp_path)
-        index.refresh()
-        shipper = Shipper(index, TraceStream(connection), 1.0)
-        for _ in range(3):
-            await shipper.round()
-            assert (shipper.unshipped, shipper.streamed) == (0, 3)
+    index = Index(folder)
+    index.refresh()
+    return index
 
 
 async def test_the_routes_of_two_gateways(valkey: Valkey, tmp_path: Path) -> None:

@@ -44,6 +44,9 @@ if redis.call('EXISTS', KEYS[1]) == 0 then
   redis.call('XGROUP', 'CREATE', KEYS[1], '{GROUP}', '0', 'MKSTREAM')
 end
 """
+WAITING = f"""{BEGIN}
+return redis.call('XLEN', KEYS[1])
+"""
 # KEYS: those of BEGIN, ids, times. ARGV: that of BEGIN, then of each trace its id, line, summary,
 # microseconds.
 ADD = f"""{BEGIN}
@@ -110,13 +113,15 @@ class TraceStream:
         self._said, self._token = said_key(self.key), token_key(self.key)
 
     async def run(self) -> tuple[str, int]:
-        """Which server answers, and how many entries wait for the compactor."""
-        run, entries = await self._asked(lambda pipe: pipe.xlen(self.key))
+        """Which server answers, and how many entries wait for the compactor. The stream has begun
+        then: what is added from now on is added to this run, and need not be offered again."""
+        run, entries = await self._asked(
+            lambda pipe: pipe.eval(WAITING, 2, self.key, self._token, uuid4().hex)
+        )
         return run, int(entries)
 
     async def add(self, traces: Sequence[tuple[Summary, bytes]]) -> int:
-        """Add those that are not there yet, in this order, and say how many they were; the server
-        has a token then."""
+        """Add those that are not there yet, in this order, and say how many they were."""
         with self._connection.asking("adding traces") as redis:
             ids = [summary.trace_id for summary, _ in traces]
             present: Any = await redis.zmscore(self._times, ids) if ids else ()
@@ -125,11 +130,11 @@ class TraceStream:
                 if there is None:
                     words += [summary.trace_id, line, summary.model_dump_json()]
                     words.append(_microseconds(summary.created_at))
-            if words or not await redis.exists(self._token):
-                keys = (self.key, self._token, self._ids, self._times)
-                added: Any = await redis.eval(ADD, len(keys), *keys, uuid4().hex, *words)
-                return int(added)
-            return 0
+            if not words:
+                return 0
+            keys = (self.key, self._token, self._ids, self._times)
+            added: Any = await redis.eval(ADD, len(keys), *keys, uuid4().hex, *words)
+            return int(added)
 
     async def say(self, lines: Sequence[tuple[str, bytes]]) -> str:
         """Add records, each with its trace's id, but for those that are there; to which server."""
